@@ -1,0 +1,251 @@
+"""The backbones known by name, and `load` for names and paths."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+
+from audiocl_bench.backbones import checkpoints, eat, whisper
+from audiocl_bench.backbones.base import Backbone, Options
+from audiocl_bench.errors import CheckpointError, unknown_name
+from audiocl_bench.files import sha256_file
+
+_RECIPE_SEED = 20260107
+_NO_PIN = "no commit of this repository could be verified; the weights hash in every result tells versions apart"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backbone that has a name.
+
+    Attributes:
+        name: what `--backbone` takes.
+        title: what it is, in a few words.
+        config: size of its network; the class tells which network.
+        hub: Hugging Face repository; empty for weights that are made here or only published elsewhere.
+        revision: commit of that repository. "main" only where no commit could be verified (see `note`).
+        sha256: expected hash of the file, where known: it pins the weights even at revision "main".
+        page: where a person gets the file when it is not on the hub.
+        note: why a row is not pinned, or what to know.
+    """
+
+    name: str
+    title: str
+    config: eat.EATConfig | whisper.WhisperConfig
+    hub: str = ""
+    revision: str = "main"
+    sha256: str = ""
+    page: str = ""
+    note: str = ""
+    file: str = "model.safetensors"
+
+    @property
+    def network(self) -> Literal["eat", "whisper"]:
+        """Return "eat" (SSLAM included) or "whisper"."""
+        return "eat" if isinstance(self.config, eat.EATConfig) else "whisper"
+
+    @property
+    def stand_in(self) -> bool:
+        """True for random weights."""
+        return not (self.hub or self.page)
+
+    @property
+    def source(self) -> str:
+        """Return where the weights come from."""
+        if self.hub:
+            return f"hf:{self.hub}@{self.revision}"
+        return self.page or f"random weights (seed {_RECIPE_SEED})"
+
+    @property
+    def parameters(self) -> int:
+        """Count the numbers in the backbone's tensors: fixed positions included, heads and decoders not."""
+        if isinstance(self.config, eat.EATConfig):
+            shapes = dict(eat.published_shapes(self.config))
+            shapes["pos_embed"] = (1, eat.MAX_TIME_PATCHES * eat.MEL_PATCHES, self.config.dim)
+        else:
+            shapes = dict(whisper.published_shapes(self.config))
+        return sum(math.prod(size or 0 for size in shape) for shape in shapes.values())
+
+
+def _whisper(size: str, config: whisper.WhisperConfig, revision: str, sha256: str = "") -> Row:
+    return Row(f"whisper-{size}", f"Whisper {size}, encoder", config, f"openai/whisper-{size}", revision, sha256)
+
+
+# Where the pins come from. Whisper's commits: hub caches and pinned revisions in several unrelated public projects. The
+# commits of the two fine-tuned EATs, the sha256 of whisper-base.en and those of EAT and SSLAM (spec/eat.md section 3):
+# one public project each, so a mismatch may also mean that the pin is wrong. None was checked against the hub itself.
+_ROWS = (
+    Row(
+        "eat-base",
+        "EAT base, 30 epochs of self-supervised AudioSet",
+        eat.BASE,
+        "worstchan/EAT-base_epoch30_pretrain",
+        sha256="8623072d09aac4f3ad1168b4fed3a24e4f68fe1da25b9fe733375efb237e5f48",
+        note="pinned by the file's sha256: no commit of this repository could be verified",
+    ),
+    Row(
+        "eat-base-epoch10",
+        "EAT base, 10 epochs of self-supervised AudioSet (the EAT paper's)",
+        eat.BASE,
+        page="https://drive.google.com/file/d/10pklbY_fKraQUIBizSg1kv4lJXNWxpxl",
+        note="published on Google Drive only (EAT-base_epoch10_pt.pt)",
+    ),
+    Row(
+        "eat-base-finetuned",
+        "EAT base, 30 epochs, then fine-tuned on AudioSet-2M labels",
+        eat.BASE,
+        "worstchan/EAT-base_epoch30_finetune_AS2M",
+        "60d61e8b2e9e5ba3be6860285de80cb7d625ccbb",
+        note="saw AudioSet's labels",
+    ),
+    Row(
+        "eat-large",
+        "EAT large, 20 epochs of self-supervised AudioSet",
+        eat.LARGE,
+        "worstchan/EAT-large_epoch20_pretrain",
+        note=_NO_PIN,
+    ),
+    Row(
+        "eat-large-finetuned",
+        "EAT large, 20 epochs, then fine-tuned on AudioSet-2M labels",
+        eat.LARGE,
+        "worstchan/EAT-large_epoch20_finetune_AS2M",
+        "53b1251196e3dabb991dfa7629fa89394c7f8335",
+        note="saw AudioSet's labels",
+    ),
+    Row(
+        "sslam-base",
+        "SSLAM base, self-supervised on AudioSet and its mixtures",
+        eat.BASE,
+        "ta012/SSLAM_pretrain",
+        sha256="8ec670adb241c710422ddd894ff1bade142ef0b25cf1ee68577aa45f89432298",
+        note="pinned by the file's sha256: no commit of this repository could be verified",
+    ),
+    Row(
+        "sslam-base-finetuned",
+        "SSLAM base, then fine-tuned on AudioSet-2M labels",
+        eat.BASE,
+        "ta012/SSLAM_AS2M_Finetuned",
+        note=f"saw AudioSet's labels; {_NO_PIN}",
+    ),
+    _whisper("tiny.en", whisper.TINY, "87c7102498dcde7456f24cfd30239ca606ed9063"),
+    _whisper("tiny", whisper.TINY, "169d4a4341b33bc18d8881c4b69c2e104e1cc0af"),
+    _whisper(
+        "base.en",
+        whisper.BASE,
+        "911407f4214e0e1d82085af863093ec0b66f9cd6",
+        "d4dd5542fd6a1d35639e21384238f3bfe6c557c849d392b5905d33ee29e71db5",
+    ),
+    _whisper("base", whisper.BASE, "e37978b90ca9030d5170a5c07aadb050351a65bb"),
+    _whisper("small.en", whisper.SMALL, "e8727524f962ee844a7319d92be39ac1bd25655a"),
+    _whisper("small", whisper.SMALL, "973afd24965f72e36ca33b3055d56a652f456b4d"),
+    _whisper("medium", whisper.MEDIUM, "abdf7c39ab9d0397620ccaea8974cc764cd0953e"),
+    Row("eat-tiny", "tiny EAT with random weights, for tests and demonstrations", eat.TINY),
+    Row("whisper-tiny-random", "tiny Whisper encoder with random weights, for tests", whisper.TINY_RANDOM),
+)
+_BY_NAME = {row.name: row for row in _ROWS}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names `load` knows, in the order of the catalogue."""
+    return tuple(_BY_NAME)
+
+
+def list_rows() -> tuple[Row, ...]:
+    """Return the catalogue; no weights are read."""
+    return _ROWS
+
+
+def load(
+    spec: str,
+    *,
+    pool: str | None = None,
+    layer: int | None = None,
+    frames: int | None = None,
+    allow_download: bool = True,
+) -> Backbone:
+    """Load a frozen backbone by name, or from a weight file or folder (EAT, SSLAM or Whisper; see `checkpoints`).
+
+    Args:
+        spec: a name of `names()`, or a path. A name wins; write ./name for a path of the same spelling.
+        pool: "cls" (EAT's default) or "mean" (Whisper's default and only one).
+        layer: number of blocks that feed the head, 1..depth; default all.
+        frames: input length in 10 ms rows (EAT: a multiple of 16, default 1024; Whisper: of 2, default 3000).
+        allow_download: fetch missing weights from the Hugging Face hub; False uses its local cache only.
+
+    Raises:
+        UnknownNameError: neither a name nor an existing path.
+        CheckpointError: weights cannot be fetched, are broken or belong to another network.
+        ConfigError: pool, layer or frames does not fit the network.
+    """
+    row = _BY_NAME.get(spec)
+    if row is None:
+        path = Path(spec).expanduser()
+        if not path.exists() and not _reads_like_a_path(spec):
+            raise unknown_name(
+                "backbone", spec, names(), hint="`audiocl list backbones` shows all; a path to weights works too."
+            )
+        name = path.resolve().name if path.is_dir() else path.stem
+        return checkpoints.load_file(path, Options(name, str(path), pool, layer, frames))
+    options = Options(row.name, row.source, pool, layer, frames, row.stand_in)
+    if not row.stand_in:
+        return checkpoints.load_file(_fetch(row, allow_download=allow_download), options, row.config)
+    if isinstance(row.config, eat.EATConfig):
+        return eat.build(row.config, eat.random_weights(row.config, draw_weight), options)
+    return whisper.build(row.config, whisper.random_weights(row.config, draw_weight), options)
+
+
+def draw_weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Draw the random tensor `name`: equal for equal names and shapes, on every machine.
+
+    RandomState seeded by the name's CRC-32, not `audiocl_bench.seeding`: the recipe is that of the EAT oracle, so that
+    the tiny EAT made here equals the tiny checkpoint written by the official classes.
+    """
+    seed = (zlib.crc32(name.encode()) ^ _RECIPE_SEED) & 0xFFFFFFFF
+    z = np.random.RandomState(seed).standard_normal(math.prod(shape)).reshape(shape)
+    if name == "cls_token":
+        values = 0.5 * z
+    elif name.endswith(".bias"):
+        values = 0.05 * z
+    elif "norm" in name.split(".")[-2]:
+        values = 1.0 + 0.1 * z
+    else:
+        values = z / math.sqrt(math.prod(shape[1:]))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _reads_like_a_path(spec: str) -> bool:
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return any(separator in spec for separator in separators) or spec.endswith((".pt", ".pth", ".bin", ".safetensors"))
+
+
+def _fetch(row: Row, *, allow_download: bool) -> Path:
+    """Return the row's weight file in the Hugging Face cache, downloaded where needed and its hash checked."""
+    if not row.hub:
+        raise CheckpointError(
+            f"backbone {row.name} cannot be downloaded automatically: get it from {row.page} by hand and pass "
+            "`--backbone PATH`."
+        )
+    address = f"https://huggingface.co/{row.hub}/resolve/{row.revision}/{row.file}"
+    try:
+        path = Path(hf_hub_download(row.hub, row.file, revision=row.revision, local_files_only=not allow_download))
+    except Exception as cause:  # network, proxy, hub and disk errors come as a dozen unrelated classes
+        why = "is not in the local cache" if not allow_download else f"could not be fetched ({type(cause).__name__})"
+        raise CheckpointError(
+            f"backbone {row.name} {why}: download {address} by hand and pass `--backbone PATH`."
+        ) from cause
+    if row.sha256 and sha256_file(path) != row.sha256:
+        raise CheckpointError(
+            f"{path} is not the pinned {row.name} (its sha256 should start with {row.sha256[:12]}): delete it from the "
+            f"cache and fetch it again, or pass `--backbone PATH` to use it under its own name."
+        )
+    return path

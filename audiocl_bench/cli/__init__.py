@@ -1,0 +1,75 @@
+"""The `audiocl` command: parse, call, print. Subcommands import what they need when they run, so --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from audiocl_bench.cli.listing import app as list_app
+from audiocl_bench.cli.run import run
+from audiocl_bench.cli.show import show
+from audiocl_bench.cli.splits import app as splits_app
+from audiocl_bench.errors import AudioclError
+
+app = typer.Typer(
+    name="audiocl",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Class-incremental learning of audio with pretrained models: benchmarks, methods, results.
+
+A [bold]stream[/bold] of sessions goes in, a [bold]method[/bold] learns them one by one without keeping old clips, every
+prediction is written down, and every number is computed from what was written.
+
+[bold]First steps[/bold]
+
+  audiocl list benchmarks                              what can be run
+  audiocl run -m pace -b esc50 --data ~/audio          one method on one benchmark
+  audiocl run -m pace,ranpac -b all --orders 0-4       a sweep; run it again to continue
+  audiocl run -m pace -b my.toml --backbone my/weights your own sounds, your own encoder
+  audiocl show pace-esc50                              accuracy matrix, scores and costs of a run
+""",
+)
+app.command("run")(run)
+app.command("show")(show)
+app.add_typer(list_app, name="list")
+app.add_typer(splits_app, name="splits")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from audiocl_bench import __version__
+
+        typer.echo(f"audiocl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Handle the options that come before a subcommand."""
+
+
+def main() -> None:
+    """Run the command line. Bad input ends in one sentence and exit code 2, Ctrl-C in 130; neither shows a traceback."""
+    try:
+        app()
+    except AudioclError as error:
+        _say(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted; finished sessions are kept, run the same command again to continue.")
+        sys.exit(130)
+    except BrokenPipeError:  # `audiocl list methods | head`
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _say(text: str) -> None:
+    print(f"audiocl: {text}", file=sys.stderr)

@@ -1,0 +1,113 @@
+"""`audiocl run`: make runs, one per (method, benchmark, order, seed)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def run(
+    method: Annotated[
+        list[str],
+        typer.Option("--method", "-m", help="Method name, or file.py:Class. Repeat or separate by commas."),
+    ],
+    bench: Annotated[
+        list[str],
+        typer.Option("--bench", "--benchmark", "-b", help="Benchmark name, a .toml file of your own, or 'all' (the six)."),
+    ],
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="Pretrained network: a name of `audiocl list backbones`, or a path to weights.")
+    ] = "eat-base",
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="Split protocol: paper (random 8:2, the default) or grouped (leak-free)."),
+    ] = None,
+    orders: Annotated[str, typer.Option("--orders", help="Class orders, for example 0 or 0-4 or 0,2.")] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", help="Run seeds, for example 0 or 0-2.")] = "0",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder that holds the corpora (default: data/ in the cache directory).")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", help="Where results go, as Parquet (default: results/ in the cache directory)."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: rank=4, pace.msa=false, backbone.pool=mean. Repeatable."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file of settings, tables per method: [pace] rank = 4.")
+    ] = None,
+    existing: Annotated[
+        Literal["reuse", "replace", "fail"], typer.Option("--existing", help="What to do with a run that has a result.")
+    ] = "reuse",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start every run anew: ignore checkpoints, replace results.")
+    ] = False,
+    drift: Annotated[
+        bool,
+        typer.Option("--drift", help="Also measure accuracy with all head statistics recomputed at the end (diagnostic)."),
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's choice).")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes that decode audio (default: one per core).")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
+) -> None:
+    """Run methods on benchmarks and store every prediction.
+
+    Runs are the product of methods, benchmarks, orders and seeds. Audio is decoded once per corpus; a run that was
+    interrupted continues at its last finished session and ends with the same bytes as an unbroken one.
+
+    [bold]Examples[/bold]
+
+      audiocl run -m pace -b esc50 --data ~/audio
+
+      audiocl run -m ncm,ranpac,pace -b all --orders 0-4 --seeds 0-2
+
+      audiocl run -m pace -b esc50 --set msa=false --set rank=4 --results ablation/
+    """
+    from audiocl_bench.cli.sweep import Sweep, run_sweep
+
+    run_sweep(
+        Sweep(
+            methods=_split(method),
+            benchmarks=_split(bench),
+            backbone=backbone,
+            protocol=protocol,
+            orders=_numbers(orders, "--orders"),
+            seeds=_numbers(seeds, "--seeds"),
+            data=data,
+            results=results,
+            settings=tuple(set_ or ()),
+            config=config,
+            existing="replace" if fresh else existing,
+            fresh=fresh,
+            drift=drift,
+            device=device,
+            threads=threads,
+            workers=workers,
+            quiet=quiet,
+        )
+    )
+
+
+def _split(items: list[str]) -> tuple[str, ...]:
+    names = [part.strip() for item in items for part in item.split(",") if part.strip()]
+    return tuple(dict.fromkeys(names))
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    """Read "0-4,7" as (0, 1, 2, 3, 4, 7)."""
+    from audiocl_bench.errors import ConfigError
+
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise ConfigError(f"{option} '{text}' must look like 0, 0-4 or 0,2,5.")
+        found.extend(range(int(first), int(last or first) + 1))
+    return tuple(dict.fromkeys(found))

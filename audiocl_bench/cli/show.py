@@ -1,0 +1,44 @@
+"""`audiocl show`: one run in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    run: Annotated[
+        str | None, typer.Argument(help="A run id, or an unambiguous part of it; without it all runs are listed.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Directory of results (default: results/ in the cache directory).")
+    ] = None,
+) -> None:
+    """Show a run: accuracy matrix, scores, costs, audits and provenance; or the table of all runs.
+
+    [bold]Examples[/bold]
+
+      audiocl show
+
+      audiocl show pace-esc50-paper
+
+    The tables are plain Parquet: pandas.read_parquet("DIR/runs"), .../sessions, .../predictions.
+    """
+    from rich.console import Console
+
+    from audiocl_bench import files
+    from audiocl_bench.report import tables
+    from audiocl_bench.results import ResultsDir
+
+    stored = ResultsDir(results or files.home() / "results")
+    console = Console()
+    if run is not None:
+        console.print(tables.show_run(stored, stored.find(run)))
+        return
+    runs = stored.runs()
+    console.print(tables.runs_table(runs))
+    if len(runs):
+        rows = [(r.run_id, tables.percent(r.final_accuracy)) for r in runs.itertuples()]
+        console.print(tables.listing(rows, ("run", "final accuracy %"), "Runs"))

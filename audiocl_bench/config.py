@@ -1,0 +1,161 @@
+"""Method settings: frozen dataclasses whose fields carry their unit and source; presets; overrides by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, Union
+
+from audiocl_bench.errors import ConfigError, unknown_name
+
+C = TypeVar("C", bound="MethodConfig")
+
+
+def setting(default: Any, source: str, *, unit: str = "", low: float | None = None, high: float | None = None) -> Any:
+    """Declare one hyperparameter of a `MethodConfig`.
+
+    Args:
+        default: its default value.
+        source: where the default comes from (paper section, official code) or why it was chosen.
+        unit: unit or meaning of the number.
+        low, high: inclusive bounds, checked when the config is built.
+    """
+    return dataclasses.field(default=default, metadata={"source": source, "unit": unit, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Base of every method's settings. Subclasses are frozen dataclasses whose fields are made by `setting`.
+
+    `presets` maps a benchmark name to the settings that differ there; each preset's source is said beside it.
+
+    Raises:
+        ConfigError: a numeric field is outside the bounds it declares.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            low, high = field.metadata.get("low"), field.metadata.get("high")
+            for item in value if isinstance(value, tuple) else (value,):
+                if not isinstance(item, (int, float)) or isinstance(item, bool):
+                    continue
+                if (low is not None and item < low) or (high is not None and item > high):
+                    raise ConfigError(
+                        f"setting '{field.name}' is {item}, but it must be "
+                        + (f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}")
+                        + "."
+                    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all settings as plain values (tuples as lists), ready for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def build(cls: type[C], benchmark: str, overrides: Mapping[str, Any], *, owner: str) -> C:
+    """Build a config: defaults, then the preset for `benchmark`, then `overrides` (strings are converted).
+
+    Args:
+        cls: the method's config class.
+        benchmark: benchmark name, for presets.
+        overrides: setting name -> value; a text value is read as the setting's type.
+        owner: the method's name, for messages.
+
+    Raises:
+        UnknownNameError: an override names no setting; the nearest names are listed.
+        ConfigError: a value cannot be read as the setting's type or is out of range.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    values: dict[str, Any] = dict(cls.presets.get(benchmark, {}))
+    for name, value in overrides.items():
+        if name not in known:
+            raise unknown_name(f"setting of {owner}", name, known)
+        values[name] = value
+    return cls(**{name: convert(value, hints[name], name) for name, value in values.items()})
+
+
+def convert(value: Any, kind: Any, name: str) -> Any:
+    """Read `value` (text from the command line, or a TOML value) as the type `kind` of setting `name`.
+
+    Understands bool, int, float, str, Literal, tuples ("a,b,c") and unions with None ("none").
+
+    Raises:
+        ConfigError: the value does not fit; the sentence names the setting and what would fit.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "auto")):
+            return None
+        inner = [a for a in arguments if a is not type(None)]
+        for option in inner[:-1]:
+            try:
+                return convert(value, option, name)
+            except ConfigError:
+                continue
+        return convert(value, inner[-1], name)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"setting '{name}' is {value!r}, but it must be one of {', '.join(map(str, arguments))}.")
+    if origin is tuple:
+        items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+        return tuple(convert(item, arguments[0], name) for item in items)
+    if kind is bool:
+        text = str(value).lower()
+        if text in ("true", "yes", "on", "1"):
+            return True
+        if text in ("false", "no", "off", "0"):
+            return False
+        raise ConfigError(f"setting '{name}' is {value!r}, but it must be true or false.")
+    try:
+        if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
+            raise ValueError
+        return int(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        what = {int: "a whole number", float: "a number"}.get(kind, f"of type {getattr(kind, '__name__', kind)}")
+        raise ConfigError(f"setting '{name}' is {value!r}, but it must be {what}.") from None
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, str]:
+    """Read `--set key=value` items into a mapping.
+
+    Raises:
+        ConfigError: an item has no '='.
+    """
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item!r} must look like key=value, for example --set rank=8.")
+        pairs[key.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings; tables become dotted names (`[pace] rank = 8` is `pace.rank`).
+
+    Raises:
+        ConfigError: the file is missing or is not TOML.
+    """
+    try:
+        with path.open("rb") as handle:
+            content = tomllib.load(handle)
+    except OSError as cause:
+        raise ConfigError(f"settings file {path} cannot be read ({cause.strerror}): check the path.") from cause
+    except tomllib.TOMLDecodeError as cause:
+        raise ConfigError(f"settings file {path} is not valid TOML: {cause}.") from cause
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{inner}": item for inner, item in value.items()})
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,304 @@
+"""The one interface a method has to meet, and what a method gets to see: its config, a backbone, one session at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiocl_bench import seeding
+from audiocl_bench.config import MethodConfig, setting
+from audiocl_bench.errors import DataAccessError
+
+if TYPE_CHECKING:
+    from audiocl_bench.backbones.base import Backbone
+
+__all__ = ["Clips", "ClosedFormMethod", "Context", "Method", "MethodConfig", "Session", "StreamInfo", "register", "setting"]
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch of clips as the backbone takes them.
+
+    Attributes:
+        mel: normalised log-mel [B, T, M], float32, on the run's device. No label, session or file name travels with it.
+        index: positions [B] of training clips within their session, for caches of per-clip results; None at test.
+    """
+
+    mel: Tensor
+    index: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.mel.shape[0])
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What a method may know of the whole stream before it starts."""
+
+    benchmark: str
+    num_sessions: int
+    num_classes: int
+    first_session_epochs: int
+
+
+class Reporter(Protocol):
+    """Where a method's progress and diagnostics go."""
+
+    def epoch(self, stage: str, epoch: int, epochs: int, clips: int, loss: float) -> None:
+        """Report one finished pass over `clips` clips of a training stage, with its mean loss."""
+
+    def note(self, name: str, value: Any) -> None:
+        """Record a diagnostic of the current session (a number, text, or list of them) in the results."""
+
+    def trainable(self, parameters: int) -> None:
+        """Report how many parameters are being trained; the session's maximum is recorded."""
+
+
+class SilentReporter:
+    """Keep notes in a dictionary and show nothing; for tests and for use as a library."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, Any] = {}
+        self.most_trainable = 0
+
+    def epoch(self, stage: str, epoch: int, epochs: int, clips: int, loss: float) -> None:
+        """Ignore progress."""
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep the note."""
+        self.notes[name] = value
+
+    def trainable(self, parameters: int) -> None:
+        """Keep the maximum."""
+        self.most_trainable = max(self.most_trainable, parameters)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The run a method lives in: its seed, stream facts, device and reporter."""
+
+    seed: int
+    stream: StreamInfo
+    device: torch.device = torch.device("cpu")
+    report: Reporter = field(default_factory=SilentReporter)
+
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """Return a torch generator seeded by (run seed, purpose). Name the session in `purpose` where draws repeat."""
+        return seeding.torch_generator(self.seed, *purpose)
+
+
+class Session:
+    """The training clips of one session, readable until the runner closes it.
+
+    Attributes:
+        index: zero-based session number t.
+        classes: labels that appear in this session, in arrival order (C_t).
+        num_known: classes seen before this session (K_t).
+        num_seen: classes seen including this session (S_t).
+        num_clips: number of training clips (N_t).
+    """
+
+    def __init__(
+        self,
+        index: int,
+        classes: tuple[int, ...],
+        num_known: int,
+        labels: np.ndarray,
+        read: Callable[[np.ndarray], Tensor],
+        device: torch.device,
+        *,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        """Open a session over `len(labels)` clips; `read(positions)` returns their normalised log-mel [B, T, M]."""
+        self.index = index
+        self.classes = classes
+        self.num_known = num_known
+        self.num_seen = num_known + len([c for c in classes if c >= num_known])
+        self.num_clips = len(labels)
+        self._labels: Tensor | None = torch.from_numpy(np.asarray(labels, dtype=np.int64).copy())
+        self._read: Callable[[np.ndarray], Tensor] | None = read
+        self._device = device
+        self._cache: Tensor | None = None
+        self._cache_bytes = cache_bytes
+        self.clips_handed_out = 0
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the session's clips, int64 [N_t]."""
+        if self._labels is None:
+            raise self._closed()
+        return self._labels
+
+    def batches(
+        self, batch_size: int, *, shuffle: torch.Generator | None = None, drop_last: bool = False
+    ) -> Iterator[tuple[Clips, Tensor]]:
+        """Iterate once over the session's clips.
+
+        Args:
+            batch_size: clips per batch, at least 1.
+            shuffle: generator of the order; None keeps the stored order.
+            drop_last: leave out a last, smaller batch.
+
+        Yields:
+            (Clips with mel [B, T, M], labels int64 [B]), both on the run's device.
+
+        Raises:
+            DataAccessError: the session has been closed.
+        """
+        order = torch.arange(self.num_clips) if shuffle is None else torch.randperm(self.num_clips, generator=shuffle)
+        for start in range(0, self.num_clips, batch_size):
+            rows = order[start : start + batch_size]
+            if drop_last and len(rows) < batch_size:
+                return
+            yield Clips(self._mel(rows), rows), self.labels[rows].to(self._device)
+
+    def _mel(self, rows: Tensor) -> Tensor:
+        if self._read is None:
+            raise self._closed()
+        self.clips_handed_out += len(rows)
+        if self._cache is None:
+            first = self._read(rows.numpy())
+            per_clip = first[0].numel() * first.element_size()
+            if per_clip * self.num_clips > self._cache_bytes:
+                return first.to(self._device)
+            self._cache = self._read(np.arange(self.num_clips))
+        return self._cache[rows].to(self._device)
+
+    def close(self) -> None:
+        """Make the clips and labels unreachable; any later access raises `DataAccessError`."""
+        self._read = self._labels = self._cache = None
+
+    def _closed(self) -> DataAccessError:
+        return DataAccessError(
+            f"session {self.index} is closed: a method may read only the clips of the session it is learning."
+        )
+
+
+class Method(ABC):
+    """A class-incremental learner. The runner calls `learn` once per session, in order, then `encode` and `classify`.
+
+    Class attributes:
+        name: set by `register`.
+        Config: the frozen dataclass of its settings.
+        takes_whole_stream: True only for joint training, which sees all sessions as one.
+        leaks_across_batch: True for a deliberately leaky reproduction of published code; such runs are marked.
+    """
+
+    name: ClassVar[str] = ""
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    takes_whole_stream: ClassVar[bool] = False
+    leaks_across_batch: ClassVar[bool] = False
+
+    def __init__(self, config: Any, backbone: Backbone, context: Context) -> None:
+        """Build the method on its own copy of the pretrained `backbone` (the method may change it)."""
+        self.config = config
+        self.backbone = backbone
+        self.context = context
+        self.encoder_version = 0
+        self.num_seen = 0
+
+    @abstractmethod
+    def learn(self, session: Session) -> None:
+        """Learn one session from its clips and labels only."""
+
+    @abstractmethod
+    def encode(self, batch: Clips) -> Tensor:
+        """Return features [B, D]. Row i must not depend on the other rows; no gradient is kept."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Return scores [B, S_t] over the classes seen so far; row i must not depend on the other rows."""
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """Return everything kept between sessions (tensors and plain values), except the pretrained backbone.
+
+        The runner resumes from it and counts its bytes, so what is not in here is lost on resume.
+        """
+
+    @abstractmethod
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned, on a freshly built method."""
+
+
+class ClosedFormMethod(Method):
+    """A method whose head is fitted in closed form from statistics: adapt the encoder (or not), then accumulate.
+
+    Splitting `learn` lets the runner measure drift: with the final encoder it resets the statistics, accumulates all
+    sessions again and compares ("fresh" against "stored" accuracy).
+    """
+
+    def learn(self, session: Session) -> None:
+        """Adapt the encoder on this session where the method does so, then add its statistics to the head."""
+        self.adapt(session)
+        self.num_seen = session.num_seen
+        self.accumulate(session)
+
+    def adapt(self, session: Session) -> None:
+        """Change the encoder on this session (bump `encoder_version` if it changed). Default: frozen, nothing."""
+        del session
+
+    @abstractmethod
+    def accumulate(self, session: Session) -> None:
+        """Add this session's feature statistics to the head, in one pass over its clips."""
+
+    @abstractmethod
+    def reset_statistics(self) -> None:
+        """Forget the head's statistics and keep the encoder."""
+
+    @torch.no_grad()
+    def session_features(self, session: Session, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+        """Encode a session once: (features [N_t, D], labels [N_t]) in stored order."""
+        pairs = [(self.encode(clips), labels) for clips, labels in session.batches(batch_size)]
+        return torch.cat([f for f, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def register(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Name a method class; `audiocl run --method NAME` finds it once its module is imported.
+
+    Built-in and outside methods use the same decorator; packages also declare an entry point in `audiocl.methods`.
+    """
+
+    def apply(cls: type[Method]) -> type[Method]:
+        cls.name = name
+        from audiocl_bench import registry
+
+        registry.add(name, cls)
+        return cls
+
+    return apply
+
+
+def kept_bytes(state: Mapping[str, Any]) -> int:
+    """Return the bytes that a state really holds: tensors and arrays by their storage, plain values by 8 bytes each.
+
+    A tensor that appears twice (shared storage) counts once.
+    """
+    seen: set[int] = set()
+
+    def count(value: Any) -> int:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            if storage.data_ptr() in seen and storage.nbytes():
+                return 0
+            seen.add(storage.data_ptr())
+            return storage.nbytes()
+        if isinstance(value, np.ndarray):
+            return value.nbytes
+        if isinstance(value, Mapping):
+            return sum(count(item) for item in value.values())
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return sum(count(item) for item in value)
+        if isinstance(value, (str, bytes)):
+            return len(value)
+        return 0 if value is None else 8
+
+    return count(state)

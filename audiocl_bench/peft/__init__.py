@@ -1,0 +1,1 @@
+"""What methods hang on a backbone: LoRA pairs per session, and the subspaces their updates are kept in."""

@@ -1,0 +1,135 @@
+"""LoRA on chosen projections of chosen blocks, one pair per adapted session, through the `peft` library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from audiocl_bench.backbones.base import Backbone
+
+
+class Pair(NamedTuple):
+    """One low-rank pair: the layer's weight becomes W + scale * B A, with A [r, d_in] and B [d_out, r]."""
+
+    block: int
+    projection: str
+    A: nn.Parameter
+    B: nn.Parameter
+
+
+class SessionLoRA:
+    """LoRA pairs of all adapted sessions on one backbone. Their sum is active; only the newest pair trains.
+
+    Adapters are named `s0`, `s1`, ... in order of `add`. The backbone's own weights stay untouched and frozen.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, blocks: Sequence[int], targets: Sequence[str], rank: int, scale: float = 1.0
+    ) -> None:
+        """Prepare LoRA on `targets` (for example k_proj, v_proj) of the attention of `blocks` (zero-based)."""
+        self.backbone = backbone
+        self.blocks = tuple(blocks)
+        self.targets = tuple(targets)
+        self.rank = rank
+        self.scale = scale
+        self.names: tuple[str, ...] = ()
+
+    def add(self, generator: torch.Generator) -> tuple[Pair, ...]:
+        """Hang a new pair on every target and make it the only trainable one.
+
+        A is Kaiming-uniform with a = sqrt 5 (U(+-1/sqrt d_in)), B is zero, so the network's output does not change.
+
+        Args:
+            generator: CPU generator of A's entries.
+        """
+        name = f"s{len(self.names)}"
+        self._inject(name)
+        for pair in self.pairs(name):
+            bound = 1 / math.sqrt(pair.A.shape[1])
+            draw = torch.rand(pair.A.shape, generator=generator) * (2 * bound) - bound
+            with torch.no_grad():
+                pair.A.copy_(draw)
+                pair.B.zero_()
+        self.freeze()
+        for pair in self.pairs(name):
+            pair.A.requires_grad_(True)
+            pair.B.requires_grad_(True)
+        return self.pairs(name)
+
+    def pairs(self, name: str) -> tuple[Pair, ...]:
+        """Return the pairs of one adapter, by block, then projection in the order of `targets`."""
+        return tuple(
+            Pair(block, target, layer.lora_A[name].weight, layer.lora_B[name].weight)
+            for block, target, layer in self._layers()
+        )
+
+    def freeze(self) -> None:
+        """Stop training: no parameter of the backbone or of any pair requires a gradient."""
+        self.backbone.requires_grad_(False)
+
+    @contextmanager
+    def subtracted(self, names: Sequence[str]) -> Iterator[None]:
+        """Run the backbone with W_0 - sum of the pairs in `names`, and no other pair (PACE Sec. 3.4; LoRA-DRS)."""
+        self._activate(names, -self.scale)
+        try:
+            yield
+        finally:
+            self._activate(self.names, self.scale)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every pair's A and B, keyed `adapter.block.projection.A|B`."""
+        return {
+            f"{name}.{pair.block}.{pair.projection}.{part}": tensor.detach().clone()
+            for name in self.names
+            for pair in self.pairs(name)
+            for part, tensor in (("A", pair.A), ("B", pair.B))
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the pairs of `state`, adding the adapters that are missing; all end frozen and active."""
+        for name in dict.fromkeys(key.split(".")[0] for key in state):
+            if name not in self.names:
+                self._inject(name)
+            for pair in self.pairs(name):
+                with torch.no_grad():
+                    pair.A.copy_(state[f"{name}.{pair.block}.{pair.projection}.A"])
+                    pair.B.copy_(state[f"{name}.{pair.block}.{pair.projection}.B"])
+        self.freeze()
+
+    def _inject(self, name: str) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        blocks = "|".join(map(str, self.blocks))
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank,
+            lora_dropout=0.0,
+            bias="none",
+            target_modules=rf"blocks\.({blocks})\.attn\.({'|'.join(self.targets)})",
+        )
+        # peft draws initial values from the global generator before they are overwritten: keep that draw contained.
+        with torch.random.fork_rng(devices=[]):
+            inject_adapter_in_model(config, self.backbone, adapter_name=name)
+        self.names = (*self.names, name)
+        self.backbone.eval()
+        self._activate(self.names, self.scale)
+
+    def _activate(self, names: Sequence[str], scale: float) -> None:
+        for _, _, layer in self._layers():
+            trains = {parameter: parameter.requires_grad for parameter in layer.parameters()}
+            layer.set_adapter(list(names))  # also flips requires_grad, which is ours to decide
+            for parameter, flag in trains.items():
+                parameter.requires_grad_(flag)
+            for name in names:
+                layer.scaling[name] = scale
+
+    def _layers(self) -> Iterator[tuple[int, str, Any]]:
+        for block in self.blocks:
+            for target in self.targets:
+                yield block, target, getattr(self.backbone.blocks[block].attn, target)

@@ -1,0 +1,116 @@
+"""Find methods: by decorator, by entry point (`audiocl.methods`), or by path (`my.py:MyMethod`). Loads lazily."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from audiocl_bench.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from audiocl_bench.method import Method
+
+GROUP = "audiocl.methods"
+_CLONE = Path(__file__).resolve().parent.parent
+_added: dict[str, type[Method]] = {}
+
+
+def add(name: str, cls: type[Method]) -> None:
+    """Register a method class under `name`; called by the decorator `audiocl_bench.method.register`."""
+    _added[name] = cls
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all methods that can be loaded, without importing any of them."""
+    return tuple(sorted({*_targets(), *_added}))
+
+
+def load(spec: str) -> type[Method]:
+    """Return the method class for a name or for `path/to/file.py:ClassName`.
+
+    Raises:
+        UnknownNameError: no method has that name; the nearest names are listed.
+        ConfigError: the file or class does not exist, cannot be imported, or is no `Method`.
+    """
+    if ".py" in spec:
+        return _from_file(spec)
+    if spec in _added:
+        return _added[spec]
+    targets = _targets()
+    if spec not in targets:
+        raise unknown_name("method", spec, names(), hint="`audiocl list methods` shows all.")
+    return _checked(_import(targets[spec], spec), spec)
+
+
+def _targets() -> dict[str, str]:
+    """Map method names to "module:Class", from installed entry points and, in a clone, from pyproject.toml."""
+    found = {entry.name: entry.value for entry in entry_points(group=GROUP)}
+    project = _CLONE / "pyproject.toml"
+    if project.is_file() and (_CLONE / "methods").is_dir():
+        with project.open("rb") as handle:
+            declared = tomllib.load(handle)["project"]["entry-points"][GROUP]
+        _make_importable(_CLONE / "methods", "audiocl_methods")
+        found = {**found, **declared}
+    return found
+
+
+def _make_importable(folder: Path, package: str) -> None:
+    """Let a clone that was not installed import `methods/` under its installed name."""
+    if package in sys.modules or importlib.util.find_spec(package) is not None:
+        return
+    spec = importlib.util.spec_from_file_location(
+        package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)
+
+
+def _import(target: str, name: str) -> object:
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as cause:
+        raise ConfigError(f"method '{name}' ({target}) cannot be imported: {cause}.") from cause
+
+
+def _from_file(spec: str) -> type[Method]:
+    file_name, _, attribute = spec.rpartition(":")
+    if not file_name or not file_name.endswith(".py"):
+        raise ConfigError(f"method '{spec}' must name the class too, for example {spec.partition(':')[0]}:MyMethod.")
+    path = Path(file_name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"method file {path} does not exist: check the path.")
+    module_name = f"audiocl_user_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as cause:
+        raise ConfigError(f"method file {path} fails on import: {type(cause).__name__}: {cause}.") from cause
+    if not hasattr(module, attribute):
+        classes = [name for name, value in vars(module).items() if isinstance(value, type)]
+        raise unknown_name(f"class in {path}", attribute, classes)
+    cls = _checked(getattr(module, attribute), spec)
+    if not cls.name:
+        cls.name = attribute.lower()
+    return cls
+
+
+def _checked(value: object, spec: str) -> type[Method]:
+    from audiocl_bench.method import Method
+
+    if not (isinstance(value, type) and issubclass(value, Method)):
+        raise ConfigError(f"'{spec}' is not a method: it must be a class derived from audiocl_bench.method.Method.")
+    missing = sorted(getattr(value, "__abstractmethods__", ()))
+    if missing:
+        raise ConfigError(f"method '{spec}' is incomplete: it lacks {', '.join(missing)}.")
+    return value

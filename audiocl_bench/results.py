@@ -1,0 +1,718 @@
+"""Results on disk: one versioned Parquet schema, one writer, one reader, and where a number came from.
+
+A results directory holds three tables as folders with one file per run, so that plain pandas reads them all:
+
+    pandas.read_parquet(DIR / "runs")           one row per run: scores, costs, provenance
+    pandas.read_parquet(DIR / "sessions")       one row per (run, session)
+    pandas.read_parquet(DIR / "predictions")    one row per (run, after_session, test clip)
+
+Units: every accuracy-like column of `runs` and `sessions` is in percent; `*_seconds` in seconds; `*_passes` in clips
+that went through the whole encoder; `block_runs` in clips times encoder blocks; `peak_memory_mb` in 10**6 bytes;
+`kept_bytes` in bytes. JSON columns hold canonical JSON text. A score that a run does not have is null.
+
+Scores are computed from the predictions (`score`), never typed in: `ResultsDir.write` refuses a row that disagrees with
+its predictions and `ResultsDir.recompute` finds one that was changed later. `runs/<run_id>.parquet` is moved into place
+last, so a run exists if and only if its runs row does. A predictions file depends on the predictions alone (and on the
+pyarrow version): equal predictions give equal bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiocl_bench import __version__, metrics
+from audiocl_bench.errors import ResultsError, UnknownNameError, unknown_name
+from audiocl_bench.files import atomic_path, canonical_json, sha256_json
+
+SCHEMA_VERSION = 1
+
+_VERSION_KEY = b"audiocl_schema_version"
+_TABLE_KEY = b"audiocl_table"
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,199}")
+_LIBRARIES = (
+    "torch",
+    "peft",
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "soundfile",
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schema
+
+
+def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable)
+
+
+_WORD = pa.dictionary(pa.int32(), pa.string())
+
+RUNS_SCHEMA = pa.schema(
+    [
+        _field("run_id", pa.string()),
+        _field("method", pa.string()),
+        _field("benchmark", pa.string()),
+        _field("protocol", pa.string()),
+        _field("backbone", pa.string()),
+        _field("order", pa.int32()),
+        _field("seed", pa.int64()),
+        # Scores, percent, computed from the predictions.
+        _field("final_accuracy", pa.float64()),
+        _field("micro_accuracy", pa.float64()),
+        _field("balanced_accuracy", pa.float64()),
+        _field("average_incremental_accuracy", pa.float64(), nullable=True),
+        _field("average_incremental_accuracy_by_sample", pa.float64(), nullable=True),
+        _field("forgetting", pa.float64(), nullable=True),
+        _field("backward_transfer", pa.float64(), nullable=True),
+        _field("plasticity", pa.float64(), nullable=True),
+        # Drift diagnostic, percent: final accuracy with the head's statistics recomputed at the end on all training
+        # clips. It breaks the exemplar-free rule on purpose and is never ranked; null when not measured.
+        _field("fresh_final_accuracy", pa.float64(), nullable=True),
+        _field("own_data", pa.bool_()),
+        _field("stand_in", pa.bool_()),
+        _field("comparable", pa.bool_()),
+        _field("audit_passed", pa.bool_()),
+        _field("audit", pa.string()),
+        _field("num_sessions", pa.int32()),
+        _field("num_classes", pa.int32()),
+        # Costs, over all sessions.
+        _field("train_seconds", pa.float64()),
+        _field("eval_seconds", pa.float64()),
+        _field("train_passes", pa.int64()),
+        _field("eval_passes", pa.int64()),
+        _field("block_runs", pa.int64()),
+        _field("peak_memory_mb", pa.float64(), nullable=True),
+        _field("trainable_parameters", pa.int64()),
+        _field("kept_bytes", pa.int64()),
+        # Provenance.
+        _field("schema_version", pa.int32()),
+        _field("audiocl_version", pa.string()),
+        _field("git_commit", pa.string(), nullable=True),
+        _field("split_hash", pa.string()),
+        _field("index_hash", pa.string()),
+        _field("weights_hash", pa.string()),
+        _field("front_end", pa.string()),
+        _field("method_config", pa.string()),
+        _field("config_hash", pa.string()),
+        _field("device", pa.string()),
+        _field("threads", pa.int32()),
+        _field("python_version", pa.string()),
+        _field("library_versions", pa.string()),
+        _field("platform", pa.string()),
+        _field("started_at", pa.string()),
+        _field("finished_at", pa.string()),
+        _field("notes", pa.string()),
+    ]
+)
+
+SESSIONS_SCHEMA = pa.schema(
+    [
+        _field("run_id", pa.string()),
+        _field("session", pa.int32()),
+        _field("classes", pa.list_(pa.string())),
+        _field("train_clips", pa.int64()),
+        # Percent, computed from the predictions; null where the model was not evaluated.
+        _field("accuracy", pa.float64(), nullable=True),
+        _field("new_accuracy", pa.float64(), nullable=True),
+        _field("old_accuracy", pa.float64(), nullable=True),
+        _field("train_seconds", pa.float64()),
+        _field("eval_seconds", pa.float64()),
+        _field("train_passes", pa.int64()),
+        _field("eval_passes", pa.int64()),
+        _field("block_runs", pa.int64()),
+        _field("peak_memory_mb", pa.float64(), nullable=True),
+        _field("trainable_parameters", pa.int64()),
+        _field("kept_bytes", pa.int64()),
+        _field("encoder_version", pa.int64()),
+        _field("diagnostics", pa.string()),
+    ]
+)
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        _field("run_id", _WORD),
+        _field("after_session", pa.int32()),
+        _field("clip_id", _WORD),
+        _field("session", pa.int32()),
+        _field("label", _WORD),
+        _field("predicted", _WORD),
+        _field("correct", pa.bool_()),
+    ]
+)
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "runs": RUNS_SCHEMA,
+    "sessions": SESSIONS_SCHEMA,
+    "predictions": PREDICTIONS_SCHEMA,
+}
+
+#: Score columns of the runs table, all in percent and all computed from the predictions.
+SCORES = (
+    "final_accuracy",
+    "micro_accuracy",
+    "balanced_accuracy",
+    "average_incremental_accuracy",
+    "average_incremental_accuracy_by_sample",
+    "forgetting",
+    "backward_transfer",
+    "plasticity",
+)
+_SESSION_SCORES = ("accuracy", "new_accuracy", "old_accuracy")
+_SESSION_TOTALS = ("train_seconds", "eval_seconds", "train_passes", "eval_passes", "block_runs")
+_DERIVED = (
+    *SCORES,
+    *_SESSION_TOTALS,
+    "comparable",
+    "num_sessions",
+    "num_classes",
+    "peak_memory_mb",
+    "trainable_parameters",
+    "kept_bytes",
+    "schema_version",
+)
+_JSON_COLUMNS = ("audit", "front_end", "method_config", "library_versions", "notes")
+_OPTIONAL_META: Mapping[str, Any] = {"fresh_final_accuracy": None, "git_commit": None, "notes": {}}
+
+#: What `build_run_row` wants to be told; every other column of the runs table is computed.
+META_COLUMNS = tuple(name for name in RUNS_SCHEMA.names if name not in _DERIVED)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
+
+
+def score(predictions: pd.DataFrame) -> dict[str, float]:
+    """Return every score of a prediction table in percent, keyed as in `SCORES`; NaN where a score does not exist.
+
+    Raises:
+        ResultsError: the table is not a valid prediction table (see `metrics.accuracy_matrix`).
+    """
+    matrix = metrics.accuracy_matrix(predictions)
+    fractions = {
+        "final_accuracy": metrics.final_accuracy(matrix),
+        "micro_accuracy": metrics.micro_accuracy(predictions),
+        "balanced_accuracy": metrics.balanced_accuracy(predictions),
+        "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix),
+        "average_incremental_accuracy_by_sample": metrics.average_incremental_accuracy_by_sample(predictions),
+        "forgetting": metrics.forgetting(matrix),
+        "backward_transfer": metrics.backward_transfer(matrix),
+        "plasticity": metrics.plasticity(matrix),
+    }
+    return {name: 100.0 * value for name, value in fractions.items()}
+
+
+def session_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per session: session, accuracy, new_accuracy, old_accuracy, in percent.
+
+    accuracy: mean over the sessions learned so far; new_accuracy: on the session just learned; old_accuracy: mean over
+    the sessions before it (NaN after session 0). NaN where the model was not evaluated.
+    """
+    matrix = metrics.accuracy_matrix(predictions)
+    old = [matrix[t, :t].mean() if t else math.nan for t in range(len(matrix))]
+    return pd.DataFrame(
+        {
+            "session": np.arange(len(matrix)),
+            "accuracy": 100.0 * metrics.session_averages(matrix),
+            "new_accuracy": 100.0 * np.diagonal(matrix),
+            "old_accuracy": 100.0 * np.array(old),
+        }
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building a result
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Everything that is stored of one run.
+
+    Attributes:
+        run: the row of the runs table, from `build_run_row`.
+        sessions: one row per session, columns of `SESSIONS_SCHEMA` (run_id may be left out).
+        predictions: one row per (after_session, test clip), columns of `PREDICTIONS_SCHEMA` (run_id and correct may be
+            left out); labels are class names.
+    """
+
+    run: dict[str, Any]
+    sessions: pd.DataFrame
+    predictions: pd.DataFrame
+
+
+def build_run_row(meta: Mapping[str, Any], sessions: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of the runs table: `meta` plus everything that follows from sessions and predictions.
+
+    Args:
+        meta: the columns `META_COLUMNS`. JSON columns may be given as values or as JSON text. May be left out:
+            fresh_final_accuracy, git_commit, notes, and config_hash (default: hash of method and method_config).
+        sessions: one row per session with its costs and classes.
+        predictions: the prediction table.
+
+    Raises:
+        ResultsError: a column is missing, unknown or no valid JSON; or the predictions are invalid.
+    """
+    row = {**_OPTIONAL_META, **meta}
+    if unknown := sorted(set(row) - set(META_COLUMNS)):
+        raise ResultsError(f"the runs row is computed from the predictions and takes no {', '.join(unknown)}.")
+    for name in _JSON_COLUMNS:
+        if name in row:
+            row[name] = _json_text(row[name], name)
+    if "config_hash" not in row and {"method", "method_config"} <= set(row):
+        row["config_hash"] = sha256_json({"method": row["method"], "config": json.loads(row["method_config"])})
+    if missing := [name for name in META_COLUMNS if name not in row]:
+        raise ResultsError(f"the runs row of {row.get('run_id', 'a run')} lacks {', '.join(missing)}.")
+    _check_sessions(sessions)
+    row["schema_version"] = SCHEMA_VERSION
+    row.update(score(predictions))
+    row.update(_derived(row, sessions, predictions))
+    return {name: row[name] for name in RUNS_SCHEMA.names}
+
+
+def build_result(meta: Mapping[str, Any], sessions: pd.DataFrame, predictions: pd.DataFrame) -> RunResult:
+    """Return the complete result of one run; see `build_run_row`.
+
+    Args:
+        meta: as for `build_run_row`.
+        sessions: one row per session: the columns of `SESSIONS_SCHEMA` except run_id and the three accuracies, which
+            are computed here. `diagnostics` may hold values or JSON text.
+        predictions: the columns after_session, clip_id, session, label, predicted.
+    """
+    _check_sessions(sessions, ("diagnostics",))
+    scored = sessions.drop(columns=[name for name in _SESSION_SCORES if name in sessions.columns])
+    scored = scored.merge(session_scores(predictions), on="session", how="left", validate="one_to_one")
+    scored["diagnostics"] = [_json_text(value, "diagnostics") for value in scored["diagnostics"]]
+    row = build_run_row(meta, scored, predictions)
+    scored["run_id"] = row["run_id"]
+    tested = predictions.assign(run_id=row["run_id"], correct=metrics.correct(predictions))
+    return RunResult(row, scored[SESSIONS_SCHEMA.names], tested[PREDICTIONS_SCHEMA.names])
+
+
+def make_run_id(
+    *, method: str, benchmark: str, protocol: str, backbone: str, order: int, seed: int, config_hash: str
+) -> str:
+    """Return a readable run id that is a valid file name: equal settings give equal ids, so a rerun is recognised."""
+    parts = [method, benchmark, protocol, backbone, f"o{order}", f"s{seed}"]
+    readable = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("._") or "x" for part in parts)
+    return f"{readable[:180]}-{sha256_json([*parts, config_hash])[:8]}"
+
+
+def _derived(row: Mapping[str, Any], sessions: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
+    """Columns of the runs row, other than scores, that follow from the rest."""
+    ordered = sessions.sort_values("session")
+    peak = pd.to_numeric(ordered["peak_memory_mb"]).max()
+    return {
+        **{name: np.asarray(ordered[name]).sum().item() for name in _SESSION_TOTALS},
+        "comparable": not row["own_data"] and not row["stand_in"],
+        "num_sessions": int(predictions["after_session"].max()) + 1,
+        "num_classes": len({name for classes in ordered["classes"] for name in classes}),
+        "peak_memory_mb": float(peak),
+        "trainable_parameters": int(ordered["trainable_parameters"].max()),
+        "kept_bytes": int(ordered["kept_bytes"].iloc[-1]),
+    }
+
+
+def _check_sessions(sessions: pd.DataFrame, more: Iterable[str] = ()) -> None:
+    """Check what has to hold before totals are taken: the columns are there and there is one row per session."""
+    used = ("session", "classes", *_SESSION_TOTALS, "peak_memory_mb", "trainable_parameters", "kept_bytes", *more)
+    metrics.require_columns(sessions, used)
+    if len(sessions) == 0 or sessions["session"].duplicated().any():
+        raise ResultsError("the sessions table needs one row per session: it is empty or lists a session twice.")
+
+
+def _json_text(value: Any, name: str) -> str:
+    try:
+        return canonical_json(json.loads(value) if isinstance(value, str) else value)
+    except (TypeError, ValueError) as cause:
+        raise ResultsError(f"column '{name}' cannot be stored as JSON: {cause}.") from cause
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The directory
+
+
+class ResultsDir:
+    """A directory of results: reads and writes the three tables. Creating the object touches no file.
+
+    Every read raises `ResultsError` with one sentence naming the file when it is damaged, not audiocl's, or written by
+    a newer schema.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"ResultsDir({str(self.path)!r})"
+
+    def file(self, table: str, run_id: str) -> Path:
+        """Return the path of one run's file in one table ("runs", "sessions", "predictions")."""
+        return self.path / table / f"{_valid_run_id(run_id)}.parquet"
+
+    def run_ids(self) -> tuple[str, ...]:
+        """Return the ids of all runs, sorted; empty when the directory does not exist."""
+        folder = self.path / "runs"
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultsError(f"{self.path} is a file: point --results at a directory.")
+        try:
+            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        except OSError as cause:
+            raise ResultsError(f"{folder} cannot be listed ({cause.strerror}): check its permissions.") from cause
+        return tuple(sorted(n.removesuffix(".parquet") for n in names if n.endswith(".parquet") and n[0] not in "._"))
+
+    def has(self, run_id: str) -> bool:
+        """Return whether the run is complete, that is, whether its runs row exists."""
+        return self.file("runs", run_id).is_file()
+
+    def runs(self) -> pd.DataFrame:
+        """Return all rows of the runs table, sorted by run id."""
+        return self._read_many("runs", self.run_ids())
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """Return one run's row; a null is None."""
+        return dict(self._read("runs", run_id).to_pylist()[0])
+
+    def sessions(self, run_id: str | None = None) -> pd.DataFrame:
+        """Return the sessions of one run, or of all runs; `classes` holds lists of class names."""
+        frame = self._read_many("sessions", self.run_ids() if run_id is None else (run_id,))
+        frame["classes"] = [list(classes) for classes in frame["classes"]]
+        return frame
+
+    def predictions(self, run_id: str) -> pd.DataFrame:
+        """Return one run's predictions; run_id, clip_id, label and predicted are categoricals."""
+        return self._read("predictions", run_id).to_pandas()
+
+    def write(self, result: RunResult, *, replace: bool = False) -> str:
+        """Store a run and return its id.
+
+        All three files are written in full before any is moved into place, so a full disk leaves nothing behind.
+
+        Args:
+            result: from `build_result`, or assembled by hand.
+            replace: overwrite a run with the same id.
+
+        Raises:
+            ResultsError: the run exists, a column is missing or of the wrong type, a score disagrees with the
+                predictions, or the directory cannot be written.
+        """
+        run_id = _valid_run_id(result.run.get("run_id"))
+        if self.has(run_id) and not replace:
+            raise ResultsError(f"run {run_id} is already in {self.path}: ask for it to be replaced, or keep it.")
+        tables = _arrow_tables(result)
+        if wrong := _differences(result.run, result.sessions, result.predictions):
+            raise ResultsError(_disagreement(run_id, wrong))
+        runs = self.file("runs", run_id)
+        # The blocks end innermost first: predictions and sessions are in place before the runs row is.
+        with (
+            atomic_path(runs, error=ResultsError) as runs_part,
+            atomic_path(self.file("sessions", run_id), error=ResultsError) as sessions_part,
+            atomic_path(self.file("predictions", run_id), error=ResultsError) as predictions_part,
+        ):
+            parts = {"runs": runs_part, "sessions": sessions_part, "predictions": predictions_part}
+            for name, part in parts.items():
+                pq.write_table(tables[name], part, compression="zstd", write_page_checksum=True)
+            runs.unlink(missing_ok=True)
+        return run_id
+
+    def find(self, query: str) -> str:
+        """Return the one run id that equals `query`, else starts with it, else contains it.
+
+        Raises:
+            UnknownNameError: no run matches (the nearest names are listed).
+            ResultsError: several runs match (they are listed), or there are no runs.
+        """
+        ids = self.run_ids()
+        if not ids:
+            raise ResultsError(
+                f"there are no runs in {self.path}: run a benchmark first, or point --results elsewhere."
+            )
+        if query in ids:
+            return query
+        for matches in ([i for i in ids if i.startswith(query)], [i for i in ids if query in i]):
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                shown = ", ".join(matches[:8]) + (f" and {len(matches) - 8} more" if len(matches) > 8 else "")
+                raise ResultsError(f"'{query}' matches {len(matches)} runs: {shown}; give more of the name.")
+        raise _unknown_run(query, ids)
+
+    def recompute(self, run_id: str) -> dict[str, tuple[Any, Any]]:
+        """Recompute everything that follows from the predictions and return {what: (stored, recomputed)} differences.
+
+        Covers the scores and totals of the runs row, the accuracies of the sessions table and the `correct` column.
+        Empty for an untouched run. Numbers are equal when they differ by less than 1e-9.
+        """
+        return _differences(self.run(run_id), self.sessions(run_id), self.predictions(run_id))
+
+    def _read_many(self, table: str, run_ids: Iterable[str]) -> pd.DataFrame:
+        parts = [self._read(table, run_id) for run_id in run_ids]
+        return pa.concat_tables([SCHEMAS[table].empty_table(), *parts]).to_pandas()
+
+    def _read(self, table: str, run_id: str) -> pa.Table:
+        path = self.file(table, run_id)
+        if not path.is_file():
+            if not self.has(run_id):
+                raise _unknown_run(run_id, self.run_ids())
+            raise ResultsError(f"{path} is missing: run {run_id} again.")
+        return read_table(path, table)
+
+
+def read_table(path: Path, table: str) -> pa.Table:
+    """Read one Parquet file of the table "runs", "sessions" or "predictions" and check that it is what it claims.
+
+    Raises:
+        ResultsError: one sentence naming the file: damaged, foreign, newer schema, other columns, or another run's.
+    """
+    expected = SCHEMAS[table]
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as handle:
+            metadata = handle.schema_arrow.metadata or {}
+            _check_version(path, table, metadata)
+            content = handle.read().replace_schema_metadata(None)
+        content.validate(full=True)
+    except PermissionError as cause:
+        raise ResultsError(f"{path} cannot be read (no permission): check its permissions.") from cause
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as cause:
+        raise ResultsError(f"{path} is damaged or no Parquet file: delete it and run again.") from cause
+    if not content.schema.equals(expected):
+        raise ResultsError(
+            f"{path} has other columns than schema {SCHEMA_VERSION} ({_schema_change(content, expected)})."
+        )
+    if set(content.column("run_id").unique().to_pylist()) != {path.stem} or (table == "runs" and len(content) != 1):
+        raise ResultsError(f"{path} holds another run than its name says: give the file back its own name.")
+    return content
+
+
+def _check_version(path: Path, table: str, metadata: Mapping[bytes, bytes]) -> None:
+    version = metadata.get(_VERSION_KEY, b"").decode("ascii", "replace")
+    if not version.isdigit() or metadata.get(_TABLE_KEY) != table.encode():
+        raise ResultsError(f"{path} was not written by audiocl as a {table} table: move it out of this directory.")
+    if int(version) > SCHEMA_VERSION:
+        raise ResultsError(
+            f"{path} has results schema {version}, but this audiocl ({__version__}) reads up to {SCHEMA_VERSION}: "
+            "upgrade audiocl."
+        )
+
+
+def _schema_change(content: pa.Table, expected: pa.Schema) -> str:
+    found = content.schema
+    for name in expected.names:
+        if name not in found.names:
+            return f"'{name}' is missing"
+        if not found.field(name).equals(expected.field(name)):
+            return f"'{name}' is {found.field(name).type}, not {expected.field(name).type}"
+    extra = [name for name in found.names if name not in expected.names]
+    return f"unexpected '{extra[0]}'" if extra else "their order differs"
+
+
+def _valid_run_id(run_id: Any) -> str:
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise ResultsError(f"'{run_id}' is no run id: use letters, digits and . _ + = @ - (at most 200, no slash).")
+    return run_id
+
+
+def _unknown_run(query: str, ids: tuple[str, ...]) -> UnknownNameError:
+    nearest = ids if len(ids) <= 8 else difflib.get_close_matches(query, ids, n=8, cutoff=0.0)
+    return unknown_name("run", query, nearest)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data frames to Arrow
+
+
+def _arrow_tables(result: RunResult) -> dict[str, pa.Table]:
+    """Convert to the three explicit schemas, checking columns, types and that the tables agree with each other."""
+    run_id = result.run["run_id"]
+    _check_sessions(result.sessions)
+    sessions = result.sessions.assign(run_id=run_id).sort_values("session")
+    predictions = result.predictions.assign(run_id=run_id, correct=metrics.correct(result.predictions))
+    metrics.require_columns(predictions, ("after_session", "clip_id"))
+    # One order of rows, whatever order they came in: equal predictions must give equal bytes.
+    predictions = predictions.astype({"clip_id": object}).sort_values(["after_session", "clip_id"], kind="stable")
+    if predictions.duplicated(["after_session", "clip_id"]).any():
+        raise ResultsError(f"run {run_id} predicts a clip twice after one session: write one row per clip.")
+    _check_known_classes(run_id, sessions, predictions)
+    columns: dict[str, Mapping[str, Iterable[Any]]] = {
+        "runs": {name: [value] for name, value in result.run.items()},
+        "sessions": {str(name): sessions[name].tolist() for name in sessions.columns},
+        "predictions": {str(name): predictions[name].tolist() for name in predictions.columns},
+    }
+    return {name: _arrow_table(name, values, run_id) for name, values in columns.items()}
+
+
+def _arrow_table(table: str, columns: Mapping[str, Iterable[Any]], run_id: str) -> pa.Table:
+    schema = SCHEMAS[table]
+    if missing := [name for name in schema.names if name not in columns]:
+        raise ResultsError(f"the {table} table of run {run_id} lacks {', '.join(missing)}.")
+    if extra := [name for name in columns if name not in schema.names]:
+        raise ResultsError(f"the {table} table of run {run_id} has unknown columns: {', '.join(extra)}.")
+    arrays = []
+    for field in schema:
+        try:
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            values = pa.array(columns[field.name], type=kind, from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as cause:
+            raise ResultsError(
+                f"column '{field.name}' of the {table} table of run {run_id} must hold {field.type}: {cause}"
+            ) from cause
+        if values.null_count and not field.nullable:
+            raise ResultsError(f"column '{field.name}' of the {table} table of run {run_id} has an empty value.")
+        arrays.append(values.dictionary_encode() if pa.types.is_dictionary(field.type) else values)
+    metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _TABLE_KEY: table.encode()}
+    return pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
+
+
+def _check_known_classes(run_id: str, sessions: pd.DataFrame, predictions: pd.DataFrame) -> None:
+    """Every label and every prediction after session t names a class that sessions 0..t brought."""
+    since: dict[str, int] = {}
+    for session, classes in zip(sessions["session"].tolist(), sessions["classes"].tolist(), strict=True):
+        since.update(dict.fromkeys(classes, session))
+    for column in ("label", "predicted"):
+        used = predictions[["after_session", column]].astype({column: object}).groupby(column)["after_session"].min()
+        for name, earliest in used.items():
+            if name not in since or since[str(name)] > earliest:
+                what = "tests" if column == "label" else "predicts"
+                raise ResultsError(
+                    f"run {run_id} {what} class '{name}' after session {earliest}, "
+                    "but no session up to then brought it."
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stored against recomputed
+
+
+def _differences(
+    run: Mapping[str, Any], sessions: pd.DataFrame, predictions: pd.DataFrame
+) -> dict[str, tuple[Any, Any]]:
+    fresh = {**score(predictions), **_derived(run, sessions, predictions)}
+    found = {name: (run.get(name), value) for name, value in fresh.items() if not _same(run.get(name), value)}
+    expected = session_scores(predictions).set_index("session").to_dict("index")
+    for stored in sessions.to_dict("records"):
+        for name in _SESSION_SCORES:
+            t = int(stored["session"])
+            value = expected[t][name] if t in expected else math.nan
+            if not _same(stored.get(name), value):
+                found[f"session {t}: {name}"] = (stored.get(name), value)
+    if "correct" in predictions.columns:
+        stored_correct, real = predictions["correct"].to_numpy(dtype=bool), metrics.correct(predictions)
+        if (stored_correct != real).any():
+            found["correct"] = (int(stored_correct.sum()), int(real.sum()))
+    return found
+
+
+def _same(stored: Any, fresh: Any) -> bool:
+    stored, fresh = (None if value is None or value != value else value for value in (stored, fresh))
+    if stored is None or fresh is None:
+        return stored is fresh
+    return math.isclose(stored, fresh, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def _disagreement(run_id: str, wrong: Mapping[str, tuple[Any, Any]]) -> str:
+    name, (stored, fresh) = next(iter(wrong.items()))
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return (
+        f"run {run_id} says {name} is {stored}, but its predictions and sessions give {fresh}{more}: rebuild the row."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Provenance
+
+
+def provenance(device: Any) -> dict[str, Any]:
+    """Return the provenance columns that describe this machine and installation.
+
+    Keys: audiocl_version, git_commit (of the clone audiocl runs from; None outside a clone; "+dirty" when its code was
+    changed), device, threads, python_version, library_versions (dict), platform.
+
+    Args:
+        device: the torch device, or its name ("cpu", "cuda:0").
+    """
+    import torch
+
+    name = str(device)
+    if name.startswith("cuda") and torch.cuda.is_available():
+        name = f"{name} ({torch.cuda.get_device_name(torch.device(name))})"
+    return {
+        "audiocl_version": __version__,
+        "git_commit": git_commit(Path(__file__).resolve().parent.parent),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python_version": platform.python_version(),
+        "library_versions": library_versions(),
+        "platform": f"{platform.platform()}, {_processor()}, {os.cpu_count()} CPUs",
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that can change a number, without importing them."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit(root: Path) -> str | None:
+    """Return the commit checked out at `root`, with "+dirty" when code differs from it; None if it is no audiocl clone.
+
+    A package installed inside some other project's repository is not a clone of audiocl: `root` must be the top of the
+    repository and hold audiocl's own pyproject.toml.
+    """
+    project = root / "pyproject.toml"
+    try:
+        if not (root / ".git").exists() or 'name = "audiocl"' not in project.read_text(encoding="utf-8"):
+            return None
+        commit = _git(root, "rev-parse", "--verify", "HEAD")
+        code = ("audiocl_bench", "methods", "splits", "cli.py", "pyproject.toml")
+        return commit + ("+dirty" if _git(root, "status", "--porcelain", "--", *code) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def utc_now() -> str:
+    """Return the current time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20, encoding="utf-8"
+    )
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    """Return the processor's model name; times mean little without it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return found.group(1).strip() if found else (platform.processor() or platform.machine())

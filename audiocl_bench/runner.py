@@ -1,0 +1,466 @@
+"""One run = (method, benchmark, protocol, order, seed): sessions one by one, resumable, every prediction kept."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from audiocl_bench import audit, files, seeding
+from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.benchmarks import Benchmark
+from audiocl_bench.config import MethodConfig
+from audiocl_bench.errors import ResultsError
+from audiocl_bench.memory import PeakMemory
+from audiocl_bench.method import Clips, ClosedFormMethod, Context, Method, Session, State, StreamInfo, kept_bytes
+from audiocl_bench.results import ResultsDir, build_result, make_run_id, provenance
+from audiocl_bench.store import Store
+from audiocl_bench.streams import Stream
+
+Existing = Literal["reuse", "replace", "fail"]
+Status = Literal["done", "reused", "busy"]
+
+EVAL_BATCH = 64
+AUDIT_CLIPS = 16
+
+
+class Monitor(Protocol):
+    """Who watches runs: the command line's progress display, or nobody (`Silent`)."""
+
+    def run_started(self, run_id: str, sessions: int, done: int) -> None:
+        """A run begins, or continues after `done` sessions."""
+
+    def epoch(self, session: int, stage: str, epoch: int, epochs: int, clips: int, seconds: float, loss: float) -> None:
+        """A training stage finished an epoch of `clips` clips in `seconds`."""
+
+    def session_done(self, session: int, accuracy: float) -> None:
+        """A session was learned and tested; `accuracy` is the mean over sessions so far, a fraction."""
+
+    def message(self, text: str) -> None:
+        """Something the user should read, in one line."""
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def run_started(self, run_id: str, sessions: int, done: int) -> None:
+        """Show nothing."""
+
+    def epoch(self, session: int, stage: str, epoch: int, epochs: int, clips: int, seconds: float, loss: float) -> None:
+        """Show nothing."""
+
+    def session_done(self, session: int, accuracy: float) -> None:
+        """Show nothing."""
+
+    def message(self, text: str) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run works on: the stream, its prepared clips and the pretrained backbone (copied, never changed)."""
+
+    benchmark: Benchmark
+    stream: Stream
+    store: Store
+    backbone: Backbone
+    index_hash: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run to be made."""
+
+    method: type[Method]
+    config: MethodConfig
+    seed: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    measure_drift: bool = False
+
+
+def run_id(plan: Plan, material: Material) -> str:
+    """Return the run's id: readable, and different whenever anything that decides the predictions differs."""
+    backbone, stream = material.backbone, material.stream
+    settings = {
+        "config": plan.config.as_dict(),
+        "split": stream.hash,
+        "index": material.index_hash,
+        "weights": backbone.weights_hash,
+        "pool": backbone.pool,
+        "layer": backbone.layer,
+        "front_end": backbone.front_end.describe(),
+    }
+    return make_run_id(
+        method=plan.method.name,
+        benchmark=stream.benchmark,
+        protocol=stream.protocol,
+        backbone=backbone.name,
+        order=stream.order,
+        seed=plan.seed,
+        config_hash=files.sha256_json(settings),
+    )
+
+
+def execute(
+    plan: Plan,
+    material: Material,
+    results: ResultsDir,
+    *,
+    existing: Existing = "reuse",
+    fresh: bool = False,
+    wait: bool = False,
+    monitor: Monitor | None = None,
+) -> tuple[str, Status]:
+    """Make one run, or reuse or continue what is there.
+
+    Args:
+        plan: method, settings, seed, device.
+        material: stream, clips and backbone.
+        results: where the result goes; unfinished runs keep their checkpoint under `work/` there.
+        existing: what happens when the run already has a result: "reuse" it, "replace" it, or "fail".
+        fresh: ignore a checkpoint and start at the first session.
+        wait: wait for another process that is making the same run (then reuse its result); else return "busy".
+        monitor: who is told about progress.
+
+    Returns:
+        the run's id, and whether it was done now, reused, or is busy elsewhere.
+
+    Raises:
+        ResultsError: the result exists and `existing` is "fail", or the directory cannot be written.
+        AudioclError: whatever bad input the method or data raises; finished sessions stay checkpointed.
+    """
+    identity = run_id(plan, material)
+    work = results.path / "work" / identity
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise ResultsError(files.explain_os_error(cause, work)) from cause
+    lock = FileLock(work.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        return identity, "busy"
+    except OSError as cause:
+        raise ResultsError(files.explain_os_error(cause, work)) from cause
+    try:
+        if results.has(identity):
+            if existing == "reuse":
+                _discard(work)
+                return identity, "reused"
+            if existing == "fail":
+                raise ResultsError(f"run {identity} already has a result: use --existing reuse or --existing replace.")
+        _Run(plan, material, identity, work / "checkpoint.pt", monitor or Silent()).complete(results, fresh=fresh)
+        _discard(work)
+        return identity, "done"
+    finally:
+        lock.release()
+
+
+def _discard(work: Path) -> None:
+    (work / "checkpoint.pt").unlink(missing_ok=True)
+    work.rmdir()
+
+
+@dataclass
+class _Progress:
+    """What a run has done so far; with the method's state it is the whole checkpoint."""
+
+    next_session: int = 0
+    started_at: str = ""
+    predicted: list[Tensor] = field(default_factory=list)  # after each evaluated session, int32 over its tested rows
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    features: dict[int, Tensor] = field(default_factory=dict)  # test features by session, for `features_version`
+    features_version: int = -1
+
+
+class _Run:
+    """The life of one run in memory."""
+
+    def __init__(self, plan: Plan, material: Material, identity: str, checkpoint: Path, monitor: Monitor) -> None:
+        self.plan, self.material, self.identity = plan, material, identity
+        self.checkpoint, self.monitor = checkpoint, monitor
+        self.stream = material.stream
+        self.whole = plan.method.takes_whole_stream
+        self.reporter = _SessionReporter(monitor)
+        self.progress = _Progress(started_at=_now())
+        self.method = self._build()
+
+    # ---- the life of a run ------------------------------------------------------------------------------------------
+
+    def complete(self, results: ResultsDir, *, fresh: bool) -> None:
+        if not fresh:
+            self._resume()
+        last = self.stream.num_sessions - 1
+        steps = [last] if self.whole else list(range(self.stream.num_sessions))
+        self.monitor.run_started(self.identity, len(steps), sum(t < self.progress.next_session for t in steps))
+        for t in steps:
+            if t >= self.progress.next_session:
+                self._session(t)
+        passed, checks = self._audit()
+        notes: dict[str, Any] = {"backbone": self.material.backbone.describe()}
+        fresh_accuracy = self._fresh_accuracy() if isinstance(self.method, ClosedFormMethod) else None
+        self._write(results, passed, checks, notes, fresh_accuracy)
+        if not passed:
+            failed = ", ".join(name for name, check in checks.items() if not check["passed"])
+            self.monitor.message(f"AUDIT FAILED for {self.identity}: {failed}. The result is marked and cannot be ranked.")
+
+    def _build(self) -> Method:
+        backbone = copy.deepcopy(self.material.backbone).to(self.plan.device)
+        info = StreamInfo(
+            self.stream.benchmark,
+            1 if self.whole else self.stream.num_sessions,
+            self.stream.num_classes,
+            self.material.benchmark.first_session_epochs,
+        )
+        context = Context(self.plan.seed, info, self.plan.device, self.reporter)
+        return self.plan.method(self.plan.config, backbone, context)
+
+    def _session(self, t: int) -> None:
+        """Learn session t, test all sessions so far, write the checkpoint."""
+        method, passes = self.method, self.method.backbone.passes
+        memory = PeakMemory(self.plan.device)
+        self.reporter.begin(t)
+        session = self._open(t)
+        begun, clips, blocks = time.perf_counter(), passes.clips, passes.block_runs
+        try:
+            method.learn(session)
+        finally:
+            session.close()
+        train_seconds, train_clips = time.perf_counter() - begun, passes.clips - clips
+
+        begun, clips = time.perf_counter(), passes.clips
+        predicted = self._predict(t)
+        state = method.state_dict()
+        self.progress.predicted.append(predicted)
+        self.progress.costs.append(
+            {
+                "session": t,
+                "train_clips": session.num_clips,
+                "clips_read": session.clips_handed_out,
+                "train_seconds": train_seconds,
+                "eval_seconds": time.perf_counter() - begun,
+                "train_passes": train_clips,
+                "eval_passes": passes.clips - clips,
+                "block_runs": passes.block_runs - blocks,
+                "peak_memory_mb": memory.peak_mb(),
+                "trainable_parameters": self.reporter.most_trainable,
+                "kept_bytes": kept_bytes(state),
+                "encoder_version": method.encoder_version,
+                "diagnostics": self.reporter.notes,
+            }
+        )
+        self.progress.next_session = t + 1
+        self._save(state)
+        self.monitor.session_done(t, self._accuracy(predicted, t))
+
+    # ---- what the method may see ------------------------------------------------------------------------------------
+
+    def _open(self, t: int) -> Session:
+        """Open session t for learning; for a joint method, all sessions as one."""
+        stream = self.stream
+        sessions = range(stream.num_sessions) if self.whole else [t]
+        rows = np.concatenate([stream.rows(i, "train") for i in sessions])
+        classes = tuple(label for i in sessions for label in stream.session_classes(i))
+        return Session(
+            0 if self.whole else t, classes, min(classes), stream.labels[rows], self._reader(rows), self.plan.device
+        )
+
+    def _reader(self, rows: np.ndarray) -> Callable[[np.ndarray], Tensor]:
+        store, front_end = self.material.store, self.material.backbone.front_end
+        places = store.rows([self.stream.clip_ids[row] for row in rows])
+        return lambda positions: front_end.normalise(store.batch(places[positions]))
+
+    def _test_rows(self, i: int) -> np.ndarray:
+        """Test clips of session i, in an order that tells nothing of their class."""
+        rows = self.stream.rows(i, "test")
+        return rows[seeding.numpy_generator(self.plan.seed, "test order", i).permutation(len(rows))]
+
+    @torch.no_grad()
+    def _predict(self, t: int) -> Tensor:
+        """Predict the test clips of sessions 0..t; `encode` runs once per clip and encoder version."""
+        progress, method = self.progress, self.method
+        if progress.features_version != method.encoder_version:
+            progress.features, progress.features_version = {}, method.encoder_version
+        for i in range(t + 1):
+            if i not in progress.features:
+                rows = self._test_rows(i)
+                read = self._reader(rows)
+                batches = np.array_split(np.arange(len(rows)), range(EVAL_BATCH, len(rows), EVAL_BATCH))
+                encoded = [method.encode(Clips(read(batch).to(self.plan.device))) for batch in batches]
+                progress.features[i] = torch.cat(encoded).cpu()
+        scores = [method.classify(progress.features[i].to(self.plan.device)) for i in range(t + 1)]
+        return torch.cat([part.argmax(1).cpu() for part in scores]).to(torch.int32)
+
+    def _tested_rows(self, t: int) -> np.ndarray:
+        return np.concatenate([self._test_rows(i) for i in range(t + 1)])
+
+    def _accuracy(self, predicted: Tensor, t: int) -> float:
+        """Mean over sessions 0..t of the accuracy on their test clips."""
+        rows = self._tested_rows(t)
+        right = predicted.numpy() == self.stream.labels[rows]
+        session = self.stream.session_of_class[self.stream.labels[rows]]
+        return float(np.mean([right[session == i].mean() for i in range(t + 1)]))
+
+    # ---- checkpoint -------------------------------------------------------------------------------------------------
+
+    def _save(self, state: State) -> None:
+        content = {"progress": vars(self.progress), "state": state}
+        with files.atomic_path(self.checkpoint, error=ResultsError) as temporary:
+            torch.save(content, temporary)
+
+    def _resume(self) -> None:
+        if not self.checkpoint.is_file():
+            return
+        try:
+            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            progress = _Progress(**content["progress"])
+            self.method.load_state_dict(content["state"])
+        except Exception as cause:
+            self.monitor.message(f"checkpoint {self.checkpoint} is unreadable ({type(cause).__name__}): starting again.")
+            self.method = self._build()
+            return
+        self.progress = progress
+
+    # ---- the end of a run -------------------------------------------------------------------------------------------
+
+    def _audit(self) -> tuple[bool, dict[str, Any]]:
+        stream, method = self.stream, self.method
+        rows = np.concatenate([stream.rows(i, "test") for i in range(stream.num_sessions)])
+        pick = seeding.numpy_generator(self.plan.seed, "audit")
+        sample = pick.permutation(rows)[:AUDIT_CLIPS]
+        mel = self._reader(sample)(np.arange(len(sample))).to(self.plan.device)
+        order = torch.from_numpy(pick.permutation(len(sample)))
+        costs = self.progress.costs
+        checks = [
+            audit.batch_independence(method, mel, seed_order=order),
+            audit.repeatability(method, mel),
+            audit.seen_classes_only(method, mel, stream.num_classes),
+            audit.state_is_complete(method, self._build, mel),
+            audit.data_access([c["clips_read"] for c in costs], [c["train_clips"] for c in costs]),
+        ]
+        passed = all(check.passed for check in checks) and not self.plan.method.leaks_across_batch
+        return passed, audit.report(checks)
+
+    def _fresh_accuracy(self) -> float | None:
+        """Final accuracy (percent) with the head's statistics recomputed by the final encoder, or None if not asked for.
+
+        Free where the encoder has not changed since the first session's statistics were taken.
+        """
+        assert isinstance(self.method, ClosedFormMethod)
+        last = self.stream.num_sessions - 1
+        if self.whole or self.progress.costs[0]["encoder_version"] == self.method.encoder_version:
+            return 100 * self._accuracy(self.progress.predicted[-1], last)
+        if not self.plan.measure_drift:
+            return None
+        self.method.reset_statistics()
+        for t in range(self.stream.num_sessions):
+            session = self._open(t)
+            self.method.num_seen = session.num_seen
+            self.method.accumulate(session)
+            session.close()
+        return 100 * self._accuracy(self._predict(last), last)
+
+    def _write(
+        self, results: ResultsDir, passed: bool, checks: dict[str, Any], notes: dict[str, Any], fresh: float | None
+    ) -> None:
+        plan, material, stream = self.plan, self.material, self.stream
+        backbone = material.backbone
+        meta = {
+            "run_id": self.identity,
+            "method": plan.method.name,
+            "benchmark": stream.benchmark,
+            "protocol": stream.protocol,
+            "backbone": backbone.name,
+            "order": stream.order,
+            "seed": plan.seed,
+            "fresh_final_accuracy": fresh,
+            "own_data": material.benchmark.own_data,
+            "stand_in": backbone.stand_in,
+            "audit_passed": passed,
+            "audit": checks,
+            "split_hash": stream.hash,
+            "index_hash": material.index_hash,
+            "weights_hash": backbone.weights_hash,
+            "front_end": backbone.front_end.describe(),
+            "method_config": plan.config.as_dict(),
+            "notes": notes,
+            "started_at": self.progress.started_at,
+            "finished_at": _now(),
+            **provenance(plan.device),
+        }
+        sessions = pd.DataFrame(self.progress.costs).drop(columns="clips_read")
+        sessions["classes"] = [
+            list(stream.classes) if self.whole else [stream.classes[c] for c in stream.session_classes(t)]
+            for t in sessions["session"]
+        ]
+        results.write(build_result(meta, sessions, self._predictions()), replace=True)
+
+    def _predictions(self) -> pd.DataFrame:
+        """One row per (session after which was tested, test clip)."""
+        stream, names = self.stream, np.array(self.stream.classes, dtype=object)
+        parts = []
+        for cost, predicted in zip(self.progress.costs, self.progress.predicted, strict=True):
+            rows = self._tested_rows(cost["session"])
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "after_session": cost["session"],
+                        "clip_id": [stream.clip_ids[row] for row in rows],
+                        "session": stream.session_of_class[stream.labels[rows]],
+                        "label": names[stream.labels[rows]],
+                        "predicted": names[predicted.numpy()],
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+
+class _SessionReporter:
+    """Collect a session's diagnostics and pass progress on to the monitor."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self.begin(0)
+
+    def begin(self, session: int) -> None:
+        self._session, self._clock = session, time.perf_counter()
+        self.notes: dict[str, Any] = {}
+        self.most_trainable = 0
+
+    def epoch(self, stage: str, epoch: int, epochs: int, clips: int, loss: float) -> None:
+        now = time.perf_counter()
+        self._monitor.epoch(self._session, stage, epoch, epochs, clips, now - self._clock, loss)
+        self._clock = now
+
+    def note(self, name: str, value: Any) -> None:
+        self.notes[name] = value
+
+    def trainable(self, parameters: int) -> None:
+        self.most_trainable = max(self.most_trainable, parameters)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Use `count` CPU threads inside the block (None: leave as it is)."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,333 @@
+"""PACE: pretrained audio continual learning (Li, Zhou, Wang; ICLR 2026, arXiv 2602.03355).
+
+Improved first-session adaptation, multi-session adaptation inside a drift-resistant subspace, boundary-aware
+regularisation, and an analytic classifier. Stage 1 is session 1, stage 2 sessions 2..T_3, stage 3 the rest (frozen).
+The paper counts sessions from 1, the code from 0.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiocl_bench.audio import mask_time_frequency
+from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.heads import RandomProjection, RidgeHead, choose_lambda
+from audiocl_bench.method import Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
+from audiocl_bench.peft.lora import SessionLoRA
+from audiocl_bench.peft.subspace import attention_covariances, leading_subspace, projector
+from audiocl_bench.similarity import linear_cka
+from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
+
+
+@dataclass(frozen=True)
+class PACEConfig(MethodConfig):
+    """Settings of PACE. "stated" means the paper states it; the rest are choices, with their reason."""
+
+    # First-session adaptation (Sec. 3.2, Algorithm 1)
+    fsa: bool = setting(True, "stated; off is the row 'no FSA' (no adaptation at all) of Tables 3 and 4")
+    epochs: int | None = setting(None, "stated: E_0 of the benchmark", unit="epochs; none = E_0", low=1)
+    head_epochs: int = setting(1, "stated: E_head", unit="epochs", low=0)
+    lr_backbone: float = setting(0.05, "stated: eta_bb", low=0)
+    lr_head: float = setting(0.01, "stated: eta_head", low=0)
+    head: Literal["frozen", "low-lr", "naive"] = setting(
+        "frozen", "stated: warmed up, then frozen; 'low-lr' and 'naive' (head at eta_bb) are rows of Table 3"
+    )
+    rho_layer: float = setting(0.94, "stated; blocks before the first one with CKA under it stay frozen", low=0, high=1)
+    freeze_blocks: int | None = setting(None, "none = layer probe; a number skips the probe (Fig. 6)", low=0)
+    batch_size: int = setting(24, "stated", unit="clips", low=1)
+    rank: int = setting(8, "not stated: HiDe-LoRA of the same group uses 8 on K and V", low=1)
+    targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "not stated: HiDe-LoRA and LoRA-DRS adapt K and V")
+    optimiser: Literal["sgd", "adam"] = setting("sgd", "not stated: RanPAC's recipe, whose lr names PACE shares")
+    momentum: float = setting(0.9, "not stated: RanPAC", low=0, high=1)
+    weight_decay: float = setting(5e-4, "not stated: RanPAC", low=0)
+    # Multi-session adaptation (Sec. 3.3, Eq. 4-5)
+    msa: bool = setting(True, "stated; off is the row 'no MSA' of Table 4")
+    n_stop: int = setting(220, "stated: adaptation stops once more training clips than this were adapted on", low=0)
+    adapted_sessions: int | None = setting(None, "none = by n_stop; a number fixes T_3 (Fig. 7)", low=0)
+    lr_session: float | None = setting(None, "not stated: learning rate of stage 2; none = lr_backbone", low=0)
+    session_epochs: int | None = setting(None, "not stated: epochs of stage 2; none = those of stage 1", low=1)
+    projection: Literal["onto", "complement", "none"] = setting(
+        "onto", "Eq. 5 and LoRA-DRS's code: inside the leading subspace; 'none' is the row 'no GP' of Table 4"
+    )
+    projection_norm: Literal["none", "fro"] = setting("none", "LoRA-DRS divides by the Frobenius norm ('fro')")
+    rho_svd: float = setting(0.99, "stated: share of the spectrum that the subspace keeps", low=0, high=1)
+    # Boundary-aware regularisation (Eq. 6-8)
+    regulariser: Literal["both", "later", "none"] = setting(
+        "both", "Fig. 4 draws it into stages 1 and 2; 'none' is the row 'no L_reg' of Table 4"
+    )
+    regulariser_weight: float = setting(1.0, "not stated", low=0)
+    copies: int = setting(20, "stated: N_p masked copies per clip", low=1)
+    copies_per_step: int = setting(2, "not stated: how many masked copies stand for S_i in one step, to bound cost", low=1)
+    rho_boundary: float = setting(0.3, "stated: rho_p, error rate over the copies that marks a clip", low=0, high=1)
+    margin: float = setting(0.25, "stated: delta", low=0)
+    time_mask: float = setting(0.2, "not stated: r_T, share of the frames", low=0, high=1)
+    freq_mask: float = setting(0.2, "not stated: r_F, share of the mel bins", low=0, high=1)
+    boundary_clips: int = setting(512, "our bound: at most this many clips of a session are perturbed", unit="clips", low=1)
+    # Analytic classifier (Eq. 2-3)
+    width: int = setting(8192, "stated: D_proj; 0 classifies raw features", unit="random features", low=0)
+    scaling: Literal["ranpac", "acil"] = setting("ranpac", "not stated: N(0,1) as RanPAC; only the scale of gamma differs")
+    gamma: float | None = setting(None, "not stated; none = RanPAC's search on session 1, then fixed", low=0)
+
+    # Coarse-grained ESC-50: the paper's result equals first-session adaptation alone although n_stop would adapt twice.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"esc50": {"adapted_sessions": 1}}
+
+
+@register("pace")
+class PACE(ClosedFormMethod):
+    """Adapt early sessions with LoRA, keep later blocks' drift small, classify in closed form."""
+
+    Config = PACEConfig
+    config: PACEConfig
+
+    def __init__(self, config: PACEConfig, backbone: Backbone, context: Context) -> None:
+        super().__init__(config, backbone, context)
+        self.lora: SessionLoRA | None = None
+        self.first_block = 0  # L_tune: blocks before it stay as pretrained
+        self.clips_adapted = 0
+        self.stopped = not config.fsa
+        self.gamma = config.gamma
+        self.random = RandomProjection.draw(backbone.dim, config.width, scaling=config.scaling, seed=context.seed)
+        self.ridge = RidgeHead(self.random.out_width)
+
+    # ---- Adaptation: stages 1 and 2 ---------------------------------------------------------------------------------
+
+    def adapt(self, session: Session) -> None:
+        """Run first- or multi-session adaptation while it has not stopped."""
+        if self._stops_before(session):
+            self.stopped = True
+            return
+        if session.index == 0:
+            self.first_block = self._probe(session) if self.config.freeze_blocks is None else self.config.freeze_blocks
+            self.context.report.note("frozen_blocks", self.first_block)
+            blocks = range(min(self.first_block, self.backbone.layer), self.backbone.layer)
+            self.lora = SessionLoRA(self.backbone, blocks=blocks, targets=self.config.targets, rank=self.config.rank)
+        self._adapt_on(session)
+        self.clips_adapted += session.num_clips
+        self.encoder_version += 1
+
+    def _stops_before(self, session: Session) -> bool:
+        """Stage 3 begins once sum_{i<=T_3} N_i > N_stop."""
+        if self.stopped or (session.index > 0 and not self.config.msa):
+            return True
+        if self.config.adapted_sessions is not None:
+            return session.index >= self.config.adapted_sessions
+        return self.clips_adapted > self.config.n_stop
+
+    def _probe(self, session: Session) -> int:
+        """Algorithm 1, step A: how many first blocks stay frozen, by CKA between a probe and the pretrained network."""
+        before = self._layer_features(self.backbone, session)
+        probe = copy.deepcopy(self.backbone)
+        probe.passes = self.backbone.passes  # the probe's cost is the method's cost
+        lora = SessionLoRA(probe, blocks=range(probe.layer), targets=self.config.targets, rank=self.config.rank)
+        pairs = lora.add(self.context.generator("lora", "probe"))
+        head = linear_head(probe.dim, len(session.classes), self.context.generator("head", "probe"), self.context.device)
+        fit(
+            session,
+            [
+                Group(tuple(p for pair in pairs for p in (pair.A, pair.B)), self.config.lr_backbone),
+                Group(tuple(head.parameters()), self.config.lr_head),
+            ],
+            lambda clips, y: F.cross_entropy(head(probe.features(clips.mel)), local_labels(y, session.classes)),
+            self._recipe(self._epochs(session)),
+            self.context,
+            stage="probe",
+        )
+        after = self._layer_features(probe, session)
+        similarity = [linear_cka(before[:, k], after[:, k]) for k in range(self.backbone.layer)]  # s_k
+        self.context.report.note("layer_cka", similarity)
+        changed = [k for k, s in enumerate(similarity) if s < self.config.rho_layer]
+        return changed[0] if changed else self.backbone.layer - 1
+
+    @staticmethod
+    @torch.no_grad()
+    def _layer_features(backbone: Backbone, session: Session) -> Tensor:
+        return torch.cat([backbone.layer_features(clips.mel) for clips, _ in session.batches(64)]).cpu()
+
+    def _adapt_on(self, session: Session) -> None:
+        """Algorithm 1, steps B and C, on one session; from the second session on, inside the subspace of Eq. 5."""
+        assert self.lora is not None
+        config, t = self.config, session.index
+        head = linear_head(self.backbone.dim, len(session.classes), self.context.generator("head", t), self.context.device)
+
+        def cross_entropy(clips: Clips, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(self.backbone.features(clips.mel)), local_labels(y, session.classes))
+
+        # B. Warm the head up on the frozen backbone.
+        if config.head != "naive" and config.head_epochs > 0:
+            self.lora.freeze()
+            warm_up = [Group(tuple(head.parameters()), config.lr_head)]
+            fit(session, warm_up, cross_entropy, self._recipe(config.head_epochs), self.context, stage="head")
+
+        loss = self._with_regulariser(cross_entropy, head, session) if self._regularises(session) else cross_entropy
+        P = self._projectors(session)  # seen by the model before this session's pair exists
+
+        # C. Train W_t = W_0 + sum_{tau<t} B_tau A_tau + B_t A_t with the head frozen.
+        pairs = self.lora.add(self.context.generator("lora", t))
+        lr = config.lr_backbone if t == 0 or config.lr_session is None else config.lr_session
+        groups = [Group(tuple(p for pair in pairs for p in (pair.A, pair.B)), lr)]
+        if config.head == "frozen":
+            head.requires_grad_(False)
+        else:
+            groups.append(Group(tuple(head.parameters()), config.lr_head if config.head == "low-lr" else lr))
+        projectors: dict[nn.Parameter, Callable[[Tensor], Tensor]] = {}
+        for pair in pairs:
+            if pair.block in P:  # Eq. 5; A acts on the block's input, B on its output, both through the same subspace
+                projectors[pair.A] = lambda step, P=P[pair.block]: step @ P
+                projectors[pair.B] = lambda step, P=P[pair.block]: P @ step
+        history = fit(
+            session, groups, loss, self._recipe(self._epochs(session)), self.context, stage="adapt", projectors=projectors
+        )
+        self.context.report.note("adapt_loss", history[-1])
+        self.lora.freeze()
+
+    def _projectors(self, session: Session) -> dict[int, Tensor]:
+        """P_{U_t} per block: U_t spans what the subtracted model W_0 - sum_{tau<t} B_tau A_tau sees of this session."""
+        assert self.lora is not None
+        if session.index == 0 or self.config.projection == "none":
+            return {}
+        with self.lora.subtracted(self.lora.names):
+            batches = (clips for clips, _ in session.batches(64))
+            covariances = attention_covariances(self.backbone, batches, self.lora.blocks)  # X^ucov_t
+        subspaces = {block: leading_subspace(C, self.config.rho_svd) for block, C in covariances.items()}
+        self.context.report.note("subspace_dims", [subspaces[block].shape[1] for block in self.lora.blocks])
+        return {
+            block: projector(U, self.config.projection, self.config.projection_norm).to(self.context.device)  # type: ignore[arg-type]
+            for block, U in subspaces.items()
+        }
+
+    # ---- Boundary-aware regularisation, Eq. 6-8 ---------------------------------------------------------------------
+
+    def _regularises(self, session: Session) -> bool:
+        when = self.config.regulariser
+        return self.config.regulariser_weight > 0 and (when == "both" or (when == "later" and session.index > 0))
+
+    def _with_regulariser(
+        self, cross_entropy: Callable[[Clips, Tensor], Tensor], head: nn.Linear, session: Session
+    ) -> Callable[[Clips, Tensor], Tensor]:
+        """Return the loss CE + weight * mean_i L_reg(i)."""
+        config = self.config
+        means, boundary, owner = self._boundary(head, session)
+        generator = self.context.generator("masked copies", session.index)
+
+        def loss(clips: Clips, y: Tensor) -> Tensor:
+            if not len(boundary):
+                return cross_entropy(clips, y)  # B_t is empty: the minimum of Eq. 8 is infinite, L_reg is zero
+            assert clips.index is not None
+            count, local = len(clips), local_labels(y, session.classes)
+            copies = [self._masked(clips.mel, generator) for _ in range(config.copies_per_step)]
+            raw = self.backbone.features(torch.cat([clips.mel, *copies]))
+            z = F.normalize(raw, dim=-1).view(1 + config.copies_per_step, count, -1)  # S_i: the clip and its copies
+            pull = (z - means[local]).square().sum(-1).mean(0)
+            far = (z[0][:, None] - boundary[None]).square().sum(-1)
+            own = clips.index[:, None].to(far.device) == owner[None]
+            push = far.masked_fill(own, torch.inf).min(1).values
+            L_reg = F.relu(config.margin + pull - push)  # Eq. 8
+            return F.cross_entropy(head(raw[:count]), local) + config.regulariser_weight * L_reg.mean()
+
+        return loss
+
+    @torch.no_grad()
+    def _boundary(self, head: nn.Linear, session: Session) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the boundary set B_t with the temporary model (previous backbone and warmed-up head).
+
+        Returns:
+            class means mu [C_t, D], boundary features b [n, D] (misclassified masked copies of boundary-prone clips),
+            and the position of the clip that each b comes from [n]; all L2-normalised.
+        """
+        config, dim = self.config, self.backbone.dim
+        generator = self.context.generator("boundary copies", session.index)
+        sums = torch.zeros(len(session.classes), dim, device=self.context.device)
+        found, owners, perturbed, prone = [], [], 0, 0
+        order = self.context.generator("boundary clips", session.index)
+        for clips, y in session.batches(16, shuffle=order):
+            local = local_labels(y, session.classes)
+            sums.index_add_(0, local, F.normalize(self.backbone.features(clips.mel), dim=-1))
+            if perturbed >= config.boundary_clips:
+                continue
+            perturbed += len(clips)
+            copies = torch.cat([self._masked(clips.mel, generator) for _ in range(config.copies)])  # x~^k = Q(x, r_T, r_F)
+            raw = self.backbone.features(copies)
+            wrong = (head(raw).argmax(1).view(config.copies, -1) != local).float()
+            marked = wrong.mean(0) > config.rho_boundary  # Eq. 6-7
+            prone += int(marked.sum())
+            keep = (wrong.bool() & marked).view(-1)
+            found.append(F.normalize(raw[keep], dim=-1))
+            assert clips.index is not None
+            owners.append(clips.index.to(raw.device).repeat(config.copies)[keep])
+        self.context.report.note("boundary_prone", prone)
+        return F.normalize(sums, dim=-1), torch.cat(found), torch.cat(owners)
+
+    def _masked(self, mel: Tensor, generator: torch.Generator) -> Tensor:
+        return mask_time_frequency(
+            mel,
+            time_ratio=self.config.time_mask,
+            freq_ratio=self.config.freq_mask,
+            generator=generator,
+            random_width=False,
+        )
+
+    def _epochs(self, session: Session) -> int:
+        first = self.config.epochs or self.context.stream.first_session_epochs
+        return first if session.index == 0 else self.config.session_epochs or first
+
+    def _recipe(self, epochs: int) -> Recipe:
+        config = self.config
+        return Recipe(epochs, config.batch_size, config.optimiser, config.momentum, config.weight_decay)
+
+    # ---- Analytic classifier, Eq. 2-3 -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def accumulate(self, session: Session) -> None:
+        """Add the session to the ridge statistics; Eq. 2-3 as their batch solution, equal and safer."""
+        features, labels = self.session_features(session)
+        H = self.random(features)
+        if self.gamma is None:
+            self.gamma = choose_lambda(H, labels, self.num_seen, seed=self.context.seed).lam
+            self.context.report.note("gamma", self.gamma)
+        self.ridge.update(H, labels, self.num_seen)
+        self.ridge.solve(self.gamma)
+
+    def reset_statistics(self) -> None:
+        """Start the ridge statistics anew; gamma stays."""
+        self.ridge = RidgeHead(self.random.out_width)
+
+    @torch.no_grad()
+    def encode(self, batch: Clips) -> Tensor:
+        """Return pooled features z [B, D]."""
+        return self.backbone.features(batch.mel)
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        """Return zh W_t [B, S_t]."""
+        return self.ridge.logits(self.random(features))
+
+    def state_dict(self) -> State:
+        """Return LoRA pairs, ridge statistics and the counters; the random projection is redrawn from the seed."""
+        return {
+            "lora": None if self.lora is None else self.lora.state_dict(),
+            "ridge": self.ridge.state_dict(),
+            "first_block": self.first_block,
+            "clips_adapted": self.clips_adapted,
+            "stopped": self.stopped,
+            "gamma": self.gamma,
+            "num_seen": self.num_seen,
+            "encoder_version": self.encoder_version,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore a freshly built PACE."""
+        self.first_block = state["first_block"]
+        if state["lora"] is not None:
+            blocks = range(min(self.first_block, self.backbone.layer), self.backbone.layer)
+            self.lora = SessionLoRA(self.backbone, blocks=blocks, targets=self.config.targets, rank=self.config.rank)
+            self.lora.load_state_dict(state["lora"])
+        self.ridge.load_state_dict(state["ridge"])
+        self.clips_adapted, self.stopped = state["clips_adapted"], state["stopped"]
+        self.gamma, self.num_seen, self.encoder_version = state["gamma"], state["num_seen"], state["encoder_version"]

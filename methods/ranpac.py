@@ -1,0 +1,115 @@
+"""RanPAC: random projections and ridge on a pretrained network (McDonnell et al., NeurIPS 2023; official code 012927f).
+
+Phase 1 (optional) adapts the network on the first session only; phase 2 accumulates exact second-order statistics of
+random ReLU features and solves a ridge regression after every session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.heads import RandomProjection, RidgeHead, choose_lambda
+from audiocl_bench.method import Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
+from audiocl_bench.peft.lora import SessionLoRA
+from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
+
+
+@dataclass(frozen=True)
+class RanPACConfig(MethodConfig):
+    """Settings of RanPAC; official defaults unless said otherwise."""
+
+    fsa: bool = setting(True, "official phase 1; off is the paper's row 'w/o FSA'")
+    epochs: int = setting(20, "official", unit="epochs", low=1)
+    lr: float = setting(0.01, "official body_lr and head_lr", low=0)
+    batch_size: int = setting(48, "official", unit="clips", low=1)
+    momentum: float = setting(0.9, "official", low=0, high=1)
+    weight_decay: float = setting(5e-4, "official", low=0)
+    rank: int = setting(8, "ours: LoRA on K and V of all blocks stands for the official adapter, SSF or VPT", low=1)
+    targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "ours: the same places PACE adapts")
+    width: int = setting(10_000, "official M; 0 is ridge on raw features", unit="random features", low=0)
+    scaling: Literal["ranpac", "acil"] = setting("ranpac", "official N(0, 1)")
+    ridge: float | None = setting(None, "none = official search over 10^-8..10^8 on the current session's 80/20 split", low=0)
+
+
+@register("ranpac")
+class RanPAC(ClosedFormMethod):
+    """Ridge regression on random ReLU features, with or without first-session adaptation."""
+
+    Config = RanPACConfig
+    config: RanPACConfig
+
+    def __init__(self, config: RanPACConfig, backbone: Backbone, context: Context) -> None:
+        super().__init__(config, backbone, context)
+        self.lora = SessionLoRA(backbone, blocks=range(backbone.layer), targets=config.targets, rank=config.rank)
+        self.random = RandomProjection.draw(backbone.dim, config.width, scaling=config.scaling, seed=context.seed)
+        self.head = RidgeHead(self.random.out_width)
+        self.ridge = config.ridge if config.ridge is not None else 1.0
+
+    def adapt(self, session: Session) -> None:
+        """Phase 1: fine-tune LoRA with a cosine classifier (learnable scale) on the first session, then freeze for ever."""
+        if session.index > 0 or not self.config.fsa:
+            return
+        config, context = self.config, self.context
+        pairs = self.lora.add(context.generator("lora"))
+        prototypes = linear_head(self.backbone.dim, len(session.classes), context.generator("head"), context.device).weight
+        sigma = torch.nn.Parameter(torch.ones((), device=context.device))
+
+        def loss(clips: Clips, y: Tensor) -> Tensor:
+            cosine = F.normalize(self.backbone.features(clips.mel), dim=-1) @ F.normalize(prototypes, dim=-1).T
+            return F.cross_entropy(sigma * cosine, local_labels(y, session.classes))
+
+        trained = (*(p for pair in pairs for p in (pair.A, pair.B)), prototypes, sigma)
+        recipe = Recipe(
+            config.epochs, config.batch_size, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        history = fit(session, [Group(trained, config.lr)], loss, recipe, context, stage="adapt")
+        context.report.note("adapt_loss", history[-1])
+        self.lora.freeze()
+        self.encoder_version += 1
+
+    @torch.no_grad()
+    def accumulate(self, session: Session) -> None:
+        """Phase 2: h = ReLU(f(x) W_r); G += sum h h^T, Q += sum h y^T; lambda from this session's 80/20 split."""
+        features, labels = self.session_features(session)
+        H = self.random(features)
+        if self.config.ridge is None:
+            self.ridge = choose_lambda(H, labels, self.num_seen, seed=self.context.seed).lam
+            self.context.report.note("lambda", self.ridge)
+        self.head.update(H, labels, self.num_seen)
+        self.head.solve(self.ridge)
+
+    def reset_statistics(self) -> None:
+        """Forget G and Q."""
+        self.head = RidgeHead(self.random.out_width)
+
+    @torch.no_grad()
+    def encode(self, batch: Clips) -> Tensor:
+        """Return pooled features f(x) [B, D]."""
+        return self.backbone.features(batch.mel)
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        """Return h W_o with W_o = (G + lambda I)^-1 Q, [B, S_t]."""
+        return self.head.logits(self.random(features))
+
+    def state_dict(self) -> State:
+        """Return LoRA pairs, ridge statistics and lambda; W_r is redrawn from the seed."""
+        return {
+            "lora": self.lora.state_dict(),
+            "head": self.head.state_dict(),
+            "ridge": self.ridge,
+            "num_seen": self.num_seen,
+            "encoder_version": self.encoder_version,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore a freshly built RanPAC."""
+        self.lora.load_state_dict(state["lora"])
+        self.head.load_state_dict(state["head"])
+        self.ridge, self.num_seen, self.encoder_version = state["ridge"], state["num_seen"], state["encoder_version"]
