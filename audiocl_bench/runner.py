@@ -146,7 +146,7 @@ def execute(
         work.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise ResultsError(files.explain_os_error(cause, work)) from cause
-    lock = FileLock(work.with_suffix(".lock"))
+    lock = FileLock(work.parent / f"{identity}.lock")
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:

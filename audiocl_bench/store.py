@@ -487,7 +487,7 @@ def _run(jobs: list[_Job], workers: int, tell: _Teller) -> Generator[tuple[_Job,
     # A daemonic process (a data loader's worker) may not have children.
     if processes > 1 and sum(len(job.clips) for job in jobs) >= _IN_PROCESS and not _is_daemon():
         try:
-            with closing(_run_in_processes(jobs, processes)) as run:
+            with closing(_run_in_processes(jobs, processes, tell)) as run:
                 for number, built in run:
                     yield left.pop(number), built
         except BrokenProcessPool:
@@ -498,7 +498,7 @@ def _run(jobs: list[_Job], workers: int, tell: _Teller) -> Generator[tuple[_Job,
         yield job, built
 
 
-def _run_in_processes(jobs: list[_Job], processes: int) -> Generator[tuple[int, _Built], None, None]:
+def _run_in_processes(jobs: list[_Job], processes: int, tell: _Teller) -> Generator[tuple[int, _Built], None, None]:
     # "spawn", because a fork after torch started its threads can deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
@@ -507,6 +507,9 @@ def _run_in_processes(jobs: list[_Job], processes: int) -> Generator[tuple[int, 
             pending: dict[Future[_Built], int] = {pool.submit(_build, job): n for n, job in enumerate(jobs)}
         for done in as_completed(pending):
             yield pending[done], done.result()
+    except KeyboardInterrupt:
+        tell.say("stopping as soon as the shards in progress are written; the next run goes on from there.")
+        raise
     finally:
         # After an error or Ctrl-C: let the running shards end (a second or two each), so that they are not lost.
         pool.shutdown(wait=True, cancel_futures=True)
@@ -806,7 +809,12 @@ class _Teller:
         """Yield a function that takes the number of clips just finished; `quiet` keeps to terminals."""
         kept = f" ({done:,} are finished already)" if done else ""
         if self._progress and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _SpeedColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _SpeedColumn(),
+            )
             with Progress(*columns, TimeRemainingColumn(), console=self._console, transient=quiet) as bar:
                 task = bar.add_task(f"{verb} {self.name}", total=total, completed=done)
                 yield lambda clips: bar.advance(task, clips)

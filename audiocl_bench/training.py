@@ -23,6 +23,7 @@ class Recipe:
         batch_size: clips per step.
         optimiser: "sgd" (momentum `momentum`) or "adam" (betas 0.9, 0.999).
         weight_decay: L2 term added to the gradient.
+        clip: scale gradients down so that their joint norm is at most this; None leaves them.
         schedule: "cosine" anneals per epoch from lr to 0, lr (1 + cos(pi e / E)) / 2; "constant" does not.
     """
 
@@ -32,6 +33,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def fit(
             optimiser.zero_grad(set_to_none=True)
             value = loss(clips, labels)
             value.backward()
+            if recipe.clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             before = {parameter: parameter.detach().clone() for parameter in projectors or ()}
             optimiser.step()
             with torch.no_grad():

@@ -43,10 +43,12 @@ class PACEConfig(MethodConfig):
     freeze_blocks: int | None = setting(None, "none = layer probe; a number skips the probe (Fig. 6)", low=0)
     batch_size: int = setting(24, "stated", unit="clips", low=1)
     rank: int = setting(8, "not stated: HiDe-LoRA of the same group uses 8 on K and V", low=1)
+    lora_scale: float = setting(1.0, "not stated: factor of B A", low=0)
     targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "not stated: HiDe-LoRA and LoRA-DRS adapt K and V")
     optimiser: Literal["sgd", "adam"] = setting("sgd", "not stated: RanPAC's recipe, whose lr names PACE shares")
     momentum: float = setting(0.9, "not stated: RanPAC", low=0, high=1)
     weight_decay: float = setting(5e-4, "not stated: RanPAC", low=0)
+    clip: float | None = setting(None, "not stated: largest gradient norm", low=0)
     # Multi-session adaptation (Sec. 3.3, Eq. 4-5)
     msa: bool = setting(True, "stated; off is the row 'no MSA' of Table 4")
     n_stop: int = setting(220, "stated: adaptation stops once more training clips than this were adapted on", low=0)
@@ -107,7 +109,7 @@ class PACE(ClosedFormMethod):
             self.first_block = self._probe(session) if self.config.freeze_blocks is None else self.config.freeze_blocks
             self.context.report.note("frozen_blocks", self.first_block)
             blocks = range(min(self.first_block, self.backbone.layer), self.backbone.layer)
-            self.lora = SessionLoRA(self.backbone, blocks=blocks, targets=self.config.targets, rank=self.config.rank)
+            self.lora = self._lora(self.backbone, blocks)
         self._adapt_on(session)
         self.clips_adapted += session.num_clips
         self.encoder_version += 1
@@ -125,7 +127,7 @@ class PACE(ClosedFormMethod):
         before = self._layer_features(self.backbone, session)
         probe = copy.deepcopy(self.backbone)
         probe.passes = self.backbone.passes  # the probe's cost is the method's cost
-        lora = SessionLoRA(probe, blocks=range(probe.layer), targets=self.config.targets, rank=self.config.rank)
+        lora = self._lora(probe, range(probe.layer))
         pairs = lora.add(self.context.generator("lora", "probe"))
         head = linear_head(probe.dim, len(session.classes), self.context.generator("head", "probe"), self.context.device)
         fit(
@@ -279,7 +281,15 @@ class PACE(ClosedFormMethod):
 
     def _recipe(self, epochs: int) -> Recipe:
         config = self.config
-        return Recipe(epochs, config.batch_size, config.optimiser, config.momentum, config.weight_decay)
+        return Recipe(
+            epochs, config.batch_size, config.optimiser, config.momentum, config.weight_decay, clip=config.clip
+        )
+
+    def _lora(self, backbone: Backbone, blocks: range) -> SessionLoRA:
+        config = self.config
+        return SessionLoRA(
+            backbone, blocks=blocks, targets=config.targets, rank=config.rank, scale=config.lora_scale
+        )
 
     # ---- Analytic classifier, Eq. 2-3 -------------------------------------------------------------------------------
 
@@ -326,7 +336,7 @@ class PACE(ClosedFormMethod):
         self.first_block = state["first_block"]
         if state["lora"] is not None:
             blocks = range(min(self.first_block, self.backbone.layer), self.backbone.layer)
-            self.lora = SessionLoRA(self.backbone, blocks=blocks, targets=self.config.targets, rank=self.config.rank)
+            self.lora = self._lora(self.backbone, blocks)
             self.lora.load_state_dict(state["lora"])
         self.ridge.load_state_dict(state["ridge"])
         self.clips_adapted, self.stopped = state["clips_adapted"], state["stopped"]

@@ -433,6 +433,13 @@ def test_stratified_holdout_loses_no_class(counts: list[int], seed: int) -> None
     assert torch.equal(val, again[1])
 
 
+def test_stratified_holdout_leaves_one_row_of_every_class_to_fit() -> None:
+    fit, val = holdout(torch.tensor([0, 0, 1, 1, 1]), seed=0, fraction=0.95)
+    assert (len(fit), len(val)) == (2, 3)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holdout(torch.tensor([0, 0]), seed=0, fraction=1.0)
+
+
 def test_unstratified_holdout_is_ranpacs_first_80_percent() -> None:
     fit, val = holdout(torch.arange(50) // 10, seed=1, stratified=False)
     assert (len(fit), len(val)) == (40, 10)

@@ -531,7 +531,7 @@ def test_a_finished_store_in_a_read_only_home_opens(
 # ----------------------------------------------------------------------------------------- interruption and concurrency
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import pandas as pd
 from audiocl_bench import audio, store
@@ -540,7 +540,7 @@ from audiocl_bench.audio import FrontEnd
 # Outside the guard, so that worker processes are slowed down too.
 pause, load = float(sys.argv[2]), audio.load
 def slow(path):
-    print(path.stem, flush=True)
+    os.write(1, f"{path.stem}\\n".encode())  # one write, which other processes cannot split
     time.sleep(pause)
     return load(path)
 audio.load = slow
