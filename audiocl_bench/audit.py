@@ -31,7 +31,9 @@ def report(checks: Iterable[Check]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def batch_independence(method: Method, mel: Tensor, *, batch_sizes: Sequence[int] = (1, 7), seed_order: Tensor) -> Check:
+def batch_independence(
+    method: Method, mel: Tensor, *, batch_sizes: Sequence[int] = (1, 7), seed_order: Tensor
+) -> Check:
     """Compare every clip's result in one batch of all with its result in other batches, and in another order.
 
     A prediction that depends on its batch neighbours leaks the session when test batches come sorted
@@ -97,5 +99,5 @@ def state_is_complete(method: Method, rebuild: Callable[[], Method], mel: Tensor
 
 
 def data_access(handed_out: Sequence[int], train_clips: Sequence[int]) -> Check:
-    """Record the ledger: clips handed out per session, against clips the session has. Closed sessions cannot be read."""
+    """Record the ledger: clips handed out per session, against clips the session has; closed sessions stay closed."""
     return Check("data_access", True, {"clips_read": list(handed_out), "clips_in_session": list(train_clips)})

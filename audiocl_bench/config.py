@@ -48,11 +48,10 @@ class MethodConfig:
                 if not isinstance(item, (int, float)) or isinstance(item, bool):
                     continue
                 if (low is not None and item < low) or (high is not None and item > high):
-                    raise ConfigError(
-                        f"setting '{field.name}' is {item}, but it must be "
-                        + (f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}")
-                        + "."
+                    bounds = (
+                        f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
                     )
+                    raise ConfigError(f"setting '{field.name}' is {item}, but it must be {bounds}.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain values (tuples as lists), ready for JSON."""

@@ -57,8 +57,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, hint: str = "") 
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        told = f"did you mean {', '.join(near)}?"
-    else:
-        told = f"known: {', '.join(names)}." if names else "none are known."
+    known_names = f"known: {', '.join(names)}." if names else "none are known."
+    told = f"did you mean {', '.join(near)}?" if near else known_names
     return UnknownNameError(f"unknown {kind} '{name}': {told}{' ' + hint if hint else ''}")

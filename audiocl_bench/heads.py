@@ -61,9 +61,7 @@ def _labels(labels: Tensor, rows: int, num_classes: int, seen: int = 0) -> Tenso
         raise ValueError(f"num_classes must be at least {max(1, seen)} (classes never disappear), got {num_classes}.")
     labels = labels.detach().to(device="cpu", dtype=torch.int64)
     if rows and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}."
-        )
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}.")
     return labels
 
 
@@ -317,6 +315,7 @@ class RidgeHead:
         self._samples = 0
         self._classes = 0
         self._lam: float | None = None
+        self._tuned_at = 0  # samples at the last `tune`
         self._weights: Tensor | None = None
         # Square-root form.
         self._rows = 0
@@ -360,7 +359,7 @@ class RidgeHead:
             numbers = self._rows * (self.width + self._classes) + len(self._blocks)
         else:
             numbers = self.width * (self.width + 1) // 2 + self.width * self._classes
-        return 8 * (numbers + 5)
+        return 8 * (numbers + 6)
 
     def gram(self) -> tuple[Tensor, Tensor]:
         """Return (G = H^T H [width, width], Q = H^T Y [width, C]) over everything seen, for inspection."""
@@ -552,6 +551,53 @@ class RidgeHead:
                 self._L_blocks = number
         return True
 
+    def tune(self, lambdas: Sequence[float] = LAMBDAS, *, growth: float = 1.5) -> float:
+        """Choose the ridge from everything seen, once the data has grown by `growth` since the last choice, and solve.
+
+        Generalised cross-validation (Golub, Heath and Wahba 1979, Eq 1.4): with A(lam) = H (H^T H + lam I)^-1 H^T,
+
+            GCV(lam) = (1/n) ||(I - A) Y||^2 / ((1/n) tr(I - A))^2
+
+        which needs no clip, no split and no draw: rotating [H Y] changes neither norm nor trace, so the kept statistics
+        are enough. Waiting for `growth` bounds the cost of all choices by a few times that of the last one.
+
+        Returns:
+            the ridge in use (the one of the last choice where the data has not grown enough).
+
+        Raises:
+            ValueError: nothing was learnt, or a candidate is not positive.
+        """
+        candidates = _candidates(lambdas)
+        if self._samples == 0:
+            raise ValueError("the ridge head has learnt nothing yet: call update first.")
+        if self._lam is None or self._samples >= growth * self._tuned_at:
+            self._tuned_at = self._samples
+            self.solve(_choose(candidates, self._gcv(candidates)).lam)
+        assert self._lam is not None
+        self.solve(self._lam)
+        return self._lam
+
+    def _gcv(self, candidates: Sequence[float]) -> list[float]:
+        n = self._samples
+        if self._G is None:
+            self._grow_gram_of_rows()
+            values, U = _eigh(self._K[: self._rows, : self._rows])  # R R^T = U diag(e) U^T
+            energy = (U.T @ self._kept_rows()[1]).square().sum(1)  # ||(U^T Z)_k||^2
+            # I - A has eigenvalues lam / (e + lam); the factor lam cancels, so the smallest ridges keep their digits.
+            return [
+                float(n * (energy / (values + lam) ** 2).sum() / (1 / (values + lam)).sum() ** 2) for lam in candidates
+            ]
+        assert self._Q is not None
+        values, V = _eigh(self._G)
+        energy = (V.T @ self._Q).square().sum(1)
+        errors = []
+        for lam in candidates:
+            shrunk = 1 / (values + lam)
+            residual = n - float((energy * (2 * shrunk - values * shrunk**2)).sum())  # ||Y||^2 = n for one-hot Y
+            freedom = n - float((values * shrunk).sum())  # tr(I - A)
+            errors.append(n * max(residual, 0.0) / freedom**2 if freedom > 1e-9 * n else float("nan"))
+        return errors
+
     # .......................................................................................... predicting
 
     def logits(self, H: Tensor) -> Tensor:
@@ -574,7 +620,9 @@ class RidgeHead:
         """Return everything kept, as plain tensors; `load_state_dict` continues bit for bit."""
         lam = float("nan") if self._lam is None else self._lam
         state = {
-            "counts": torch.tensor([self._samples, self._classes, self._rows, self._L_base], dtype=torch.int64),
+            "counts": torch.tensor(
+                [self._samples, self._classes, self._rows, self._L_base, self._tuned_at], dtype=torch.int64
+            ),
             "lam": torch.tensor(lam, dtype=torch.float64),
         }
         if self._G is not None and self._Q is not None:
@@ -588,11 +636,11 @@ class RidgeHead:
         Raises:
             ValueError: an entry is missing or has another type or shape.
         """
-        counts = _tensor(state, "counts", (4,), torch.int64).tolist()
+        counts = _tensor(state, "counts", (5,), torch.int64).tolist()
         lam = float(_tensor(state, "lam", (), torch.float64))
-        samples, classes, rows, base = (int(count) for count in counts)
+        samples, classes, rows, base, tuned_at = (int(count) for count in counts)
         fresh = RidgeHead(self.width)
-        fresh._samples, fresh._classes = samples, classes
+        fresh._samples, fresh._classes, fresh._tuned_at = samples, classes, tuned_at
         fresh._lam = None if np.isnan(lam) else lam
         if samples >= self.width:
             packed = _tensor(state, "G", (self.width * (self.width + 1) // 2,), torch.float64)
@@ -687,9 +735,7 @@ def ridge_path(
     return _choose(lambdas, errors)
 
 
-def _cholesky_path(
-    G: Tensor, Q: Tensor, H_val: Tensor, Y_val: Tensor, lambdas: Sequence[float]
-) -> list[float] | None:
+def _cholesky_path(G: Tensor, Q: Tensor, H_val: Tensor, Y_val: Tensor, lambdas: Sequence[float]) -> list[float] | None:
     """Return the validation errors from one Cholesky per candidate, None where a candidate is below G's rounding."""
     errors = []
     for lam in lambdas:

@@ -1,4 +1,4 @@
-"""The one interface a method has to meet, and what a method gets to see: its config, a backbone, one session at a time."""
+"""The one interface a method has to meet, and what it gets to see: its config, a backbone, one session at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,20 @@ from audiocl_bench.errors import DataAccessError
 if TYPE_CHECKING:
     from audiocl_bench.backbones.base import Backbone
 
-__all__ = ["Clips", "ClosedFormMethod", "Context", "Method", "MethodConfig", "Session", "StreamInfo", "register", "setting"]
+__all__ = [
+    "Clips",
+    "ClosedFormMethod",
+    "Context",
+    "Method",
+    "MethodConfig",
+    "Session",
+    "SilentReporter",
+    "State",
+    "StreamInfo",
+    "kept_bytes",
+    "register",
+    "setting",
+]
 
 State = dict[str, Any]
 
@@ -87,7 +100,7 @@ class Context:
 
     seed: int
     stream: StreamInfo
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Reporter = field(default_factory=SilentReporter)
 
     def generator(self, *purpose: str | int) -> torch.Generator:

@@ -66,7 +66,8 @@ def _make_importable(folder: Path, package: str) -> None:
     spec = importlib.util.spec_from_file_location(
         package, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[package] = module
     spec.loader.exec_module(module)
@@ -89,7 +90,8 @@ def _from_file(spec: str) -> type[Method]:
         raise ConfigError(f"method file {path} does not exist: check the path.")
     module_name = f"audiocl_user_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)
-    assert module_spec is not None and module_spec.loader is not None
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:

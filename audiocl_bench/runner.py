@@ -213,7 +213,7 @@ class _Run:
         self._write(results, passed, checks, notes, fresh_accuracy)
         if not passed:
             failed = ", ".join(name for name, check in checks.items() if not check["passed"])
-            self.monitor.message(f"AUDIT FAILED for {self.identity}: {failed}. The result is marked and cannot be ranked.")
+            self.monitor.message(f"AUDIT FAILED for {self.identity}: {failed}. The result is marked.")
 
     def _build(self) -> Method:
         backbone = copy.deepcopy(self.material.backbone).to(self.plan.device)
@@ -327,7 +327,7 @@ class _Run:
             progress = _Progress(**content["progress"])
             self.method.load_state_dict(content["state"])
         except Exception as cause:
-            self.monitor.message(f"checkpoint {self.checkpoint} is unreadable ({type(cause).__name__}): starting again.")
+            self.monitor.message(f"{self.checkpoint} is unreadable ({type(cause).__name__}): starting again.")
             self.method = self._build()
             return
         self.progress = progress
@@ -353,7 +353,7 @@ class _Run:
         return passed, audit.report(checks)
 
     def _fresh_accuracy(self) -> float | None:
-        """Final accuracy (percent) with the head's statistics recomputed by the final encoder, or None if not asked for.
+        """Final accuracy (percent) with the head's statistics recomputed by the final encoder, or None if not wanted.
 
         Free where the encoder has not changed since the first session's statistics were taken.
         """

@@ -23,7 +23,7 @@ def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
 
 
 def torch_generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """Return a CPU torch generator for one purpose of one run (draw on the CPU, then move: same bytes on any device)."""
+    """Return a CPU torch generator for one purpose of one run; drawn on the CPU, values are equal on any device."""
     import torch
 
     return torch.Generator(device="cpu").manual_seed(derive(seed, *purpose))

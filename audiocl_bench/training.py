@@ -98,7 +98,8 @@ def fit(
         if not math.isfinite(mean):
             rates = ", ".join(f"{group.lr:g}" for group in groups)
             raise ConfigError(
-                f"training diverged in stage '{stage}' of session {session.index} (loss {mean}): lower the learning rate ({rates})."
+                f"training diverged in stage '{stage}' of session {session.index} (loss {mean}): lower the learning "
+                f"rate ({rates})."
             )
         history.append(mean)
         context.report.epoch(stage, epoch + 1, recipe.epochs, clips_seen, mean)

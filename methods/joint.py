@@ -21,9 +21,9 @@ class JointConfig(FineTuneConfig):
 
 @register("joint")
 class Joint(FineTune):
-    """LoRA and a linear head, trained on all classes at once (the paper's Joint row). One-session fine-tuning, exactly."""
+    """LoRA and a linear head, trained on all classes at once (the paper's Joint row): one-session fine-tuning."""
 
-    Config: type[MethodConfig] = JointConfig
+    Config: ClassVar[type[MethodConfig]] = JointConfig
     takes_whole_stream = True
 
 

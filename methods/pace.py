@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,7 +44,9 @@ class PACEConfig(MethodConfig):
     freeze_blocks: int | None = setting(None, "none = layer probe; a number skips the probe (Fig. 6)", low=0)
     batch_size: int = setting(24, "stated", unit="clips", low=1)
     rank: int = setting(8, "not stated: HiDe-LoRA of the same group uses 8 on K and V", low=1)
-    lora_scale: float = setting(1.0, "not stated: factor of B A", low=0)
+    lora_scale: float = setting(
+        0.125, "not stated: HiDe-LoRA's 1/r; with 1 training on session 1 diverges at eta_bb (docs/findings.md)", low=0
+    )
     targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "not stated: HiDe-LoRA and LoRA-DRS adapt K and V")
     optimiser: Literal["sgd", "adam"] = setting("sgd", "not stated: RanPAC's recipe, whose lr names PACE shares")
     momentum: float = setting(0.9, "not stated: RanPAC", low=0, high=1)
@@ -66,16 +69,21 @@ class PACEConfig(MethodConfig):
     )
     regulariser_weight: float = setting(1.0, "not stated", low=0)
     copies: int = setting(20, "stated: N_p masked copies per clip", low=1)
-    copies_per_step: int = setting(2, "not stated: how many masked copies stand for S_i in one step, to bound cost", low=1)
+    copies_per_step: int = setting(2, "not stated: masked copies that stand for S_i in one step", low=1)
     rho_boundary: float = setting(0.3, "stated: rho_p, error rate over the copies that marks a clip", low=0, high=1)
     margin: float = setting(0.25, "stated: delta", low=0)
     time_mask: float = setting(0.2, "not stated: r_T, share of the frames", low=0, high=1)
     freq_mask: float = setting(0.2, "not stated: r_F, share of the mel bins", low=0, high=1)
-    boundary_clips: int = setting(512, "our bound: at most this many clips of a session are perturbed", unit="clips", low=1)
+    boundary_clips: int = setting(512, "ours: most clips of a session that are perturbed", unit="clips", low=1)
     # Analytic classifier (Eq. 2-3)
     width: int = setting(8192, "stated: D_proj; 0 classifies raw features", unit="random features", low=0)
-    scaling: Literal["ranpac", "acil"] = setting("ranpac", "not stated: N(0,1) as RanPAC; only the scale of gamma differs")
-    gamma: float | None = setting(None, "not stated; none = RanPAC's search on session 1, then fixed", low=0)
+    scaling: Literal["ranpac", "acil"] = setting("ranpac", "not stated: RanPAC's N(0, 1); only gamma's scale differs")
+    gamma: float | None = setting(None, "not stated; none = chosen by gamma_rule", low=0)
+    gamma_rule: Literal["accumulated", "first"] = setting(
+        "accumulated",
+        "not stated: generalised cross-validation on all statistics so far; RanPAC's search on session 1, then fixed "
+        "('first'), takes 1e-8 where two classes are easily told apart and fails later (docs/findings.md)",
+    )
 
     # Coarse-grained ESC-50: the paper's result equals first-session adaptation alone although n_stop would adapt twice.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"esc50": {"adapted_sessions": 1}}
@@ -94,7 +102,6 @@ class PACE(ClosedFormMethod):
         self.first_block = 0  # L_tune: blocks before it stay as pretrained
         self.clips_adapted = 0
         self.stopped = not config.fsa
-        self.gamma = config.gamma
         self.random = RandomProjection.draw(backbone.dim, config.width, scaling=config.scaling, seed=context.seed)
         self.ridge = RidgeHead(self.random.out_width)
 
@@ -129,7 +136,7 @@ class PACE(ClosedFormMethod):
         probe.passes = self.backbone.passes  # the probe's cost is the method's cost
         lora = self._lora(probe, range(probe.layer))
         pairs = lora.add(self.context.generator("lora", "probe"))
-        head = linear_head(probe.dim, len(session.classes), self.context.generator("head", "probe"), self.context.device)
+        head = self._head(session, "probe")
         fit(
             session,
             [
@@ -156,7 +163,7 @@ class PACE(ClosedFormMethod):
         """Algorithm 1, steps B and C, on one session; from the second session on, inside the subspace of Eq. 5."""
         assert self.lora is not None
         config, t = self.config, session.index
-        head = linear_head(self.backbone.dim, len(session.classes), self.context.generator("head", t), self.context.device)
+        head = self._head(session, t)
 
         def cross_entropy(clips: Clips, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.backbone.features(clips.mel)), local_labels(y, session.classes))
@@ -181,11 +188,10 @@ class PACE(ClosedFormMethod):
         projectors: dict[nn.Parameter, Callable[[Tensor], Tensor]] = {}
         for pair in pairs:
             if pair.block in P:  # Eq. 5; A acts on the block's input, B on its output, both through the same subspace
-                projectors[pair.A] = lambda step, P=P[pair.block]: step @ P
-                projectors[pair.B] = lambda step, P=P[pair.block]: P @ step
-        history = fit(
-            session, groups, loss, self._recipe(self._epochs(session)), self.context, stage="adapt", projectors=projectors
-        )
+                projectors[pair.A] = partial(_times, P[pair.block])
+                projectors[pair.B] = P[pair.block].matmul
+        recipe = self._recipe(self._epochs(session))
+        history = fit(session, groups, loss, recipe, self.context, stage="adapt", projectors=projectors)
         self.context.report.note("adapt_loss", history[-1])
         self.lora.freeze()
 
@@ -200,7 +206,7 @@ class PACE(ClosedFormMethod):
         subspaces = {block: leading_subspace(C, self.config.rho_svd) for block, C in covariances.items()}
         self.context.report.note("subspace_dims", [subspaces[block].shape[1] for block in self.lora.blocks])
         return {
-            block: projector(U, self.config.projection, self.config.projection_norm).to(self.context.device)  # type: ignore[arg-type]
+            block: projector(U, self.config.projection, self.config.projection_norm).to(self.context.device)
             for block, U in subspaces.items()
         }
 
@@ -254,7 +260,8 @@ class PACE(ClosedFormMethod):
             if perturbed >= config.boundary_clips:
                 continue
             perturbed += len(clips)
-            copies = torch.cat([self._masked(clips.mel, generator) for _ in range(config.copies)])  # x~^k = Q(x, r_T, r_F)
+            # x~^k = Q(x, r_T, r_F)
+            copies = torch.cat([self._masked(clips.mel, generator) for _ in range(config.copies)])
             raw = self.backbone.features(copies)
             wrong = (head(raw).argmax(1).view(config.copies, -1) != local).float()
             marked = wrong.mean(0) > config.rho_boundary  # Eq. 6-7
@@ -275,6 +282,10 @@ class PACE(ClosedFormMethod):
             random_width=False,
         )
 
+    def _head(self, session: Session, *purpose: str | int) -> nn.Linear:
+        generator = self.context.generator("head", *purpose)
+        return linear_head(self.backbone.dim, len(session.classes), generator, self.context.device)
+
     def _epochs(self, session: Session) -> int:
         first = self.config.epochs or self.context.stream.first_session_epochs
         return first if session.index == 0 else self.config.session_epochs or first
@@ -287,9 +298,7 @@ class PACE(ClosedFormMethod):
 
     def _lora(self, backbone: Backbone, blocks: range) -> SessionLoRA:
         config = self.config
-        return SessionLoRA(
-            backbone, blocks=blocks, targets=config.targets, rank=config.rank, scale=config.lora_scale
-        )
+        return SessionLoRA(backbone, blocks=blocks, targets=config.targets, rank=config.rank, scale=config.lora_scale)
 
     # ---- Analytic classifier, Eq. 2-3 -------------------------------------------------------------------------------
 
@@ -298,14 +307,17 @@ class PACE(ClosedFormMethod):
         """Add the session to the ridge statistics; Eq. 2-3 as their batch solution, equal and safer."""
         features, labels = self.session_features(session)
         H = self.random(features)
-        if self.gamma is None:
-            self.gamma = choose_lambda(H, labels, self.num_seen, seed=self.context.seed).lam
-            self.context.report.note("gamma", self.gamma)
         self.ridge.update(H, labels, self.num_seen)
-        self.ridge.solve(self.gamma)
+        if self.config.gamma is not None:
+            self.ridge.solve(self.config.gamma)
+        elif self.config.gamma_rule == "accumulated":
+            self.ridge.tune()
+        elif self.ridge.lam is None:
+            self.ridge.solve(choose_lambda(H, labels, self.num_seen, seed=self.context.seed).lam)
+        self.context.report.note("gamma", self.ridge.lam)
 
     def reset_statistics(self) -> None:
-        """Start the ridge statistics anew; gamma stays."""
+        """Start the ridge statistics anew."""
         self.ridge = RidgeHead(self.random.out_width)
 
     @torch.no_grad()
@@ -326,7 +338,6 @@ class PACE(ClosedFormMethod):
             "first_block": self.first_block,
             "clips_adapted": self.clips_adapted,
             "stopped": self.stopped,
-            "gamma": self.gamma,
             "num_seen": self.num_seen,
             "encoder_version": self.encoder_version,
         }
@@ -340,4 +351,8 @@ class PACE(ClosedFormMethod):
             self.lora.load_state_dict(state["lora"])
         self.ridge.load_state_dict(state["ridge"])
         self.clips_adapted, self.stopped = state["clips_adapted"], state["stopped"]
-        self.gamma, self.num_seen, self.encoder_version = state["gamma"], state["num_seen"], state["encoder_version"]
+        self.num_seen, self.encoder_version = state["num_seen"], state["encoder_version"]
+
+
+def _times(P: Tensor, step: Tensor) -> Tensor:
+    return step @ P

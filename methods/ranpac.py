@@ -31,10 +31,16 @@ class RanPACConfig(MethodConfig):
     momentum: float = setting(0.9, "official", low=0, high=1)
     weight_decay: float = setting(5e-4, "official", low=0)
     rank: int = setting(8, "ours: LoRA on K and V of all blocks stands for the official adapter, SSF or VPT", low=1)
+    lora_scale: float = setting(0.125, "as PACE", low=0)
     targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "ours: the same places PACE adapts")
     width: int = setting(10_000, "official M; 0 is ridge on raw features", unit="random features", low=0)
     scaling: Literal["ranpac", "acil"] = setting("ranpac", "official N(0, 1)")
-    ridge: float | None = setting(None, "none = official search over 10^-8..10^8 on the current session's 80/20 split", low=0)
+    ridge: float | None = setting(None, "none = chosen by search", low=0)
+    search: Literal["session", "accumulated"] = setting(
+        "session",
+        "official: 10^-8..10^8 on the current session's 80/20 split (stratified here, so that no class is lost); "
+        "'accumulated' is generalised cross-validation on all statistics so far",
+    )
 
 
 @register("ranpac")
@@ -46,18 +52,24 @@ class RanPAC(ClosedFormMethod):
 
     def __init__(self, config: RanPACConfig, backbone: Backbone, context: Context) -> None:
         super().__init__(config, backbone, context)
-        self.lora = SessionLoRA(backbone, blocks=range(backbone.layer), targets=config.targets, rank=config.rank)
+        self.lora = SessionLoRA(
+            backbone,
+            blocks=range(backbone.layer),
+            targets=config.targets,
+            rank=config.rank,
+            scale=config.lora_scale,
+        )
         self.random = RandomProjection.draw(backbone.dim, config.width, scaling=config.scaling, seed=context.seed)
         self.head = RidgeHead(self.random.out_width)
-        self.ridge = config.ridge if config.ridge is not None else 1.0
 
     def adapt(self, session: Session) -> None:
-        """Phase 1: fine-tune LoRA with a cosine classifier (learnable scale) on the first session, then freeze for ever."""
+        """Phase 1: fine-tune LoRA with a cosine classifier (learnable scale) on the first session, then freeze."""
         if session.index > 0 or not self.config.fsa:
             return
         config, context = self.config, self.context
         pairs = self.lora.add(context.generator("lora"))
-        prototypes = linear_head(self.backbone.dim, len(session.classes), context.generator("head"), context.device).weight
+        head = linear_head(self.backbone.dim, len(session.classes), context.generator("head"), context.device)
+        prototypes = torch.nn.Parameter(head.weight.detach())
         sigma = torch.nn.Parameter(torch.ones((), device=context.device))
 
         def loss(clips: Clips, y: Tensor) -> Tensor:
@@ -65,9 +77,7 @@ class RanPAC(ClosedFormMethod):
             return F.cross_entropy(sigma * cosine, local_labels(y, session.classes))
 
         trained = (*(p for pair in pairs for p in (pair.A, pair.B)), prototypes, sigma)
-        recipe = Recipe(
-            config.epochs, config.batch_size, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        recipe = Recipe(config.epochs, config.batch_size, momentum=config.momentum, weight_decay=config.weight_decay)
         history = fit(session, [Group(trained, config.lr)], loss, recipe, context, stage="adapt")
         context.report.note("adapt_loss", history[-1])
         self.lora.freeze()
@@ -78,11 +88,14 @@ class RanPAC(ClosedFormMethod):
         """Phase 2: h = ReLU(f(x) W_r); G += sum h h^T, Q += sum h y^T; lambda from this session's 80/20 split."""
         features, labels = self.session_features(session)
         H = self.random(features)
-        if self.config.ridge is None:
-            self.ridge = choose_lambda(H, labels, self.num_seen, seed=self.context.seed).lam
-            self.context.report.note("lambda", self.ridge)
         self.head.update(H, labels, self.num_seen)
-        self.head.solve(self.ridge)
+        if self.config.ridge is not None:
+            self.head.solve(self.config.ridge)
+        elif self.config.search == "accumulated":
+            self.head.tune()
+        else:
+            self.head.solve(choose_lambda(H, labels, self.num_seen, seed=self.context.seed).lam)
+        self.context.report.note("lambda", self.head.lam)
 
     def reset_statistics(self) -> None:
         """Forget G and Q."""
@@ -99,11 +112,10 @@ class RanPAC(ClosedFormMethod):
         return self.head.logits(self.random(features))
 
     def state_dict(self) -> State:
-        """Return LoRA pairs, ridge statistics and lambda; W_r is redrawn from the seed."""
+        """Return LoRA pairs and ridge statistics with lambda; W_r is redrawn from the seed."""
         return {
             "lora": self.lora.state_dict(),
             "head": self.head.state_dict(),
-            "ridge": self.ridge,
             "num_seen": self.num_seen,
             "encoder_version": self.encoder_version,
         }
@@ -112,4 +124,4 @@ class RanPAC(ClosedFormMethod):
         """Restore a freshly built RanPAC."""
         self.lora.load_state_dict(state["lora"])
         self.head.load_state_dict(state["head"])
-        self.ridge, self.num_seen, self.encoder_version = state["ridge"], state["num_seen"], state["encoder_version"]
+        self.num_seen, self.encoder_version = state["num_seen"], state["encoder_version"]

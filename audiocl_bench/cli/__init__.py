@@ -57,7 +57,7 @@ def root(
 
 
 def main() -> None:
-    """Run the command line. Bad input ends in one sentence and exit code 2, Ctrl-C in 130; neither shows a traceback."""
+    """Run the command line; bad input ends in one sentence and exit code 2, Ctrl-C in 130, never in a traceback."""
     try:
         app()
     except AudioclError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="List methods, benchmarks, backbones or corpora.")
@@ -52,7 +54,7 @@ def backbones() -> None:
     rows = [
         (row.name, row.title, row.network, f"{row.parameters / 1e6:.1f} M", row.source) for row in catalogue.list_rows()
     ]
-    _print(rows, ("backbone", "what", "network", "parameters", "weights"), "Backbones (audiocl run --backbone NAME or PATH)")
+    _print(rows, ("backbone", "what", "network", "parameters", "weights"), "Backbones (run --backbone NAME or PATH)")
 
 
 @app.command()
@@ -73,7 +75,7 @@ def corpora() -> None:
     _print(rows, columns, "Corpora (run looks in --data DIR, then in data/ of the cache directory)")
 
 
-def _print(rows: list[tuple[object, ...]], columns: tuple[str, ...], title: str) -> None:
+def _print(rows: Sequence[Sequence[object]], columns: tuple[str, ...], title: str) -> None:
     from rich.console import Console
 
     from audiocl_bench.report.tables import listing

@@ -15,10 +15,10 @@ def run(
     ],
     bench: Annotated[
         list[str],
-        typer.Option("--bench", "--benchmark", "-b", help="Benchmark name, a .toml file of your own, or 'all' (the six)."),
+        typer.Option("--bench", "--benchmark", "-b", help="Benchmark name, your own .toml file, or 'all' (the six)."),
     ],
     backbone: Annotated[
-        str, typer.Option("--backbone", help="Pretrained network: a name of `audiocl list backbones`, or a path to weights.")
+        str, typer.Option("--backbone", help="Pretrained network: a name (audiocl list backbones) or a path.")
     ] = "eat-base",
     protocol: Annotated[
         str | None,
@@ -27,7 +27,7 @@ def run(
     orders: Annotated[str, typer.Option("--orders", help="Class orders, for example 0 or 0-4 or 0,2.")] = "0",
     seeds: Annotated[str, typer.Option("--seeds", help="Run seeds, for example 0 or 0-2.")] = "0",
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder that holds the corpora (default: data/ in the cache directory).")
+        Path | None, typer.Option("--data", help="Folder of the corpora (default: data/ in the cache directory).")
     ] = None,
     results: Annotated[
         Path | None,
@@ -48,10 +48,10 @@ def run(
     ] = False,
     drift: Annotated[
         bool,
-        typer.Option("--drift", help="Also measure accuracy with all head statistics recomputed at the end (diagnostic)."),
+        typer.Option("--drift", help="Also measure accuracy with all statistics recomputed at the end."),
     ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's choice).")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: all cores).")] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes that decode audio (default: one per core).")
     ] = None,

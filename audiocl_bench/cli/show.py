@@ -40,5 +40,8 @@ def show(
     runs = stored.runs()
     console.print(tables.runs_table(runs))
     if len(runs):
-        rows = [(r.run_id, tables.percent(r.final_accuracy)) for r in runs.itertuples()]
+        rows = [
+            (run_id, tables.percent(score))
+            for run_id, score in zip(runs["run_id"], runs["final_accuracy"], strict=True)
+        ]
         console.print(tables.listing(rows, ("run", "final accuracy %"), "Runs"))

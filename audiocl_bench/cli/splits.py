@@ -22,8 +22,8 @@ def group() -> None:
 @app.command()
 def build(
     manifests: _Manifests = Path("../shared/manifests"),
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write (default: the splits that are in use).")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if the frozen files would differ.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write (default: the splits in use).")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a file would differ.")] = False,
 ) -> None:
     """Build every split of every corpus; the same manifests give the same bytes.
 

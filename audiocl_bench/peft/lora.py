@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,8 +114,10 @@ class SessionLoRA:
             bias="none",
             target_modules=rf"blocks\.({blocks})\.attn\.({'|'.join(self.targets)})",
         )
-        # peft draws initial values from the global generator before they are overwritten: keep that draw contained.
-        with torch.random.fork_rng(devices=[]):
+        # peft draws initial values from the global generator (they are overwritten): keep that draw contained. Its
+        # warning about several adapters is about what is wanted here.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(config, self.backbone, adapter_name=name)
         self.names = (*self.names, name)
         self.backbone.eval()

@@ -1,4 +1,4 @@
-"""Subspaces that LoRA updates are kept in: uncentred covariance of attention inputs, its leading directions, projectors.
+"""Subspaces that LoRA updates are kept in: covariance of attention inputs, its leading directions, projectors.
 
 Source: LoRA subtraction for drift-resistant space (official code), as PACE's Eq. 5 uses it.
 """
