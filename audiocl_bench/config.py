@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -35,7 +36,7 @@ class MethodConfig:
     `presets` maps a benchmark name to the settings that differ there; each preset's source is said beside it.
 
     Raises:
-        ConfigError: a numeric field is outside the bounds it declares.
+        ConfigError: a numeric field is no finite number or outside the bounds it declares.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -47,6 +48,8 @@ class MethodConfig:
             for item in value if isinstance(value, tuple) else (value,):
                 if not isinstance(item, (int, float)) or isinstance(item, bool):
                     continue
+                if not math.isfinite(item):
+                    raise ConfigError(f"setting '{field.name}' is {item}, but it must be a finite number.")
                 if (low is not None and item < low) or (high is not None and item > high):
                     bounds = (
                         f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
@@ -73,11 +76,10 @@ def build(cls: type[C], benchmark: str, overrides: Mapping[str, Any], *, owner: 
     """
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
-    values: dict[str, Any] = dict(cls.presets.get(benchmark, {}))
-    for name, value in overrides.items():
+    values: dict[str, Any] = {**cls.presets.get(benchmark, {}), **overrides}
+    for name in values:
         if name not in known:
             raise unknown_name(f"setting of {owner}", name, known)
-        values[name] = value
     return cls(**{name: convert(value, hints[name], name) for name, value in values.items()})
 
 
@@ -91,7 +93,8 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "auto")):
+        nothing = value is None or (isinstance(value, str) and value.lower() in ("none", "null", "auto"))
+        if nothing and type(None) in arguments:
             return None
         inner = [a for a in arguments if a is not type(None)]
         for option in inner[:-1]:
@@ -101,11 +104,14 @@ def convert(value: Any, kind: Any, name: str) -> Any:
                 continue
         return convert(value, inner[-1], name)
     if origin is Literal:
-        if value in arguments:
-            return value
+        for option in arguments:
+            if (type(value) is type(option) and value == option) or (isinstance(value, str) and value == str(option)):
+                return option
         raise ConfigError(f"setting '{name}' is {value!r}, but it must be one of {', '.join(map(str, arguments))}.")
     if origin is tuple:
-        items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(convert(item, arguments[0], name) for item in items)
     if kind is bool:
         text = str(value).lower()
@@ -149,7 +155,7 @@ def read_file(path: Path) -> dict[str, Any]:
             content = tomllib.load(handle)
     except OSError as cause:
         raise ConfigError(f"settings file {path} cannot be read ({cause.strerror}): check the path.") from cause
-    except tomllib.TOMLDecodeError as cause:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise ConfigError(f"settings file {path} is not valid TOML: {cause}.") from cause
     flat: dict[str, Any] = {}
     for key, value in content.items():

@@ -42,6 +42,10 @@ class ResultsError(AudioclError):
     """Results cannot be written, or were written by a newer schema."""
 
 
+class MethodError(AudioclError):
+    """A method breaks the interface: wrong scores, or a state or diagnostic that cannot be stored."""
+
+
 class DataAccessError(AudioclError):
     """A method reached for data that its session does not give it."""
 

@@ -588,14 +588,17 @@ class RidgeHead:
                 float(n * (energy / (values + lam) ** 2).sum() / (1 / (values + lam)).sum() ** 2) for lam in candidates
             ]
         assert self._Q is not None
-        values, V = _eigh(self._G)
-        energy = (V.T @ self._Q).square().sum(1)
+        values, V = _eigh(self._G)  # H^T H = V diag(v) V^T
+        # ||u_k^T Y||^2 for H's left singular vectors u_k: how much of Y lies along each. The eigenvalues below the
+        # rounding of G carry none that can be told from noise.
+        known = values > values[-1] * self.width * torch.finfo(values.dtype).eps
+        along = torch.where(known, (V.T @ self._Q).square().sum(1) / values, 0.0)
+        outside = max(n - float(along.sum()), 0.0)  # what no ridge fits; ||Y||^2 = n for one-hot Y
         errors = []
         for lam in candidates:
-            shrunk = 1 / (values + lam)
-            residual = n - float((energy * (2 * shrunk - values * shrunk**2)).sum())  # ||Y||^2 = n for one-hot Y
-            freedom = n - float((values * shrunk).sum())  # tr(I - A)
-            errors.append(n * max(residual, 0.0) / freedom**2 if freedom > 1e-9 * n else float("nan"))
+            left = lam / (values + lam)  # eigenvalues of I - A on the span of H; sums of these lose no digits
+            residual = outside + float((along * left.square()).sum())
+            errors.append(n * residual / (n - self.width + float(left.sum())) ** 2)
         return errors
 
     # .......................................................................................... predicting
@@ -838,6 +841,8 @@ def choose_lambda(
 ) -> RidgeChoice:
     """Choose the ridge on one session's training rows alone (RanPAC: 80/20 of the current session, MSE to one-hot).
 
+    A session with one row a class cannot be split: it falls back to "loo".
+
     Args:
         H: features [n, width] of the session.
         labels: integers [n] in [0, num_classes).
@@ -854,10 +859,10 @@ def choose_lambda(
     """
     H = _features(H, None)
     Y = one_hot(_labels(labels, H.shape[0], num_classes), num_classes)
-    if criterion == "loo":
-        return ridge_loo(H, Y, lambdas)
-    if criterion != "holdout":
+    if criterion not in ("holdout", "loo"):
         raise ValueError(f"criterion must be 'holdout' or 'loo', got {criterion!r}.")
+    if criterion == "loo" or float(Y.sum(0).max()) <= 1:
+        return ridge_loo(H, Y, lambdas)
     fit, val = holdout(labels, seed=seed, purpose=purpose, fraction=fraction, stratified=stratified)
     return ridge_path(H[fit], Y[fit], H[val], Y[val], lambdas)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audiocl_bench import seeding
 from audiocl_bench.config import MethodConfig, setting
-from audiocl_bench.errors import DataAccessError
+from audiocl_bench.errors import ConfigError, DataAccessError, MethodError
 
 if TYPE_CHECKING:
     from audiocl_bench.backbones.base import Backbone
@@ -30,6 +30,7 @@ __all__ = [
     "StreamInfo",
     "kept_bytes",
     "register",
+    "require_storable",
     "setting",
 ]
 
@@ -165,7 +166,10 @@ class Session:
 
         Raises:
             DataAccessError: the session has been closed.
+            ConfigError: `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, but it must be at least 1.")
         order = torch.arange(self.num_clips) if shuffle is None else torch.randperm(self.num_clips, generator=shuffle)
         for start in range(0, self.num_clips, batch_size):
             rows = order[start : start + batch_size]
@@ -198,14 +202,19 @@ class Session:
 class Method(ABC):
     """A class-incremental learner. The runner calls `learn` once per session, in order, then `encode` and `classify`.
 
+    Draws come from `context.generator`. PyTorch's global generator, which a new layer or dropout uses, is seeded by the
+    runner when a method is built and before every session, so that these repeat (and resume) exactly too.
+
     Class attributes:
         name: set by `register`.
+        source_hash: SHA-256 of the source file of a method loaded by path, so that an edited method makes new runs.
         Config: the frozen dataclass of its settings.
         takes_whole_stream: True only for joint training, which sees all sessions as one.
         leaks_across_batch: True for a deliberately leaky reproduction of published code; such runs are marked.
     """
 
     name: ClassVar[str] = ""
+    source_hash: ClassVar[str] = ""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     takes_whole_stream: ClassVar[bool] = False
     leaks_across_batch: ClassVar[bool] = False
@@ -234,7 +243,8 @@ class Method(ABC):
     def state_dict(self) -> State:
         """Return everything kept between sessions (tensors and plain values), except the pretrained backbone.
 
-        The runner resumes from it and counts its bytes, so what is not in here is lost on resume.
+        Tensors, numbers, text, and dicts, lists, tuples or sets of them. The runner resumes from it and counts its
+        bytes, so what is not in here is lost on resume.
         """
 
     @abstractmethod
@@ -288,6 +298,31 @@ def register(name: str) -> Callable[[type[Method]], type[Method]]:
         return cls
 
     return apply
+
+
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+def require_storable(state: Any, *, owner: str, where: str = "state_dict()") -> None:
+    """Refuse, after the first session, a state that a checkpoint could not give back or whose bytes cannot be counted.
+
+    Raises:
+        MethodError: something in it is no tensor, plain value, or dict, list, tuple or set of them.
+    """
+    if isinstance(state, Tensor) or type(state) in _PLAIN:
+        return
+    if isinstance(state, dict):
+        for key, item in state.items():
+            require_storable(key, owner=owner, where=f"a key of {where}")
+            require_storable(item, owner=owner, where=f"{where}[{key!r}]")
+    elif type(state) in (list, tuple, set):
+        for number, item in enumerate(state):
+            require_storable(item, owner=owner, where=f"{where}[{number}]")
+    else:
+        raise MethodError(
+            f"method {owner}: {where} is a {type(state).__module__}.{type(state).__qualname__}, which a checkpoint "
+            "cannot hold: use tensors, numbers, text, or dicts, lists and tuples of them."
+        )
 
 
 def kept_bytes(state: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audiocl_bench.errors import ConfigError, unknown_name
+from audiocl_bench.files import sha256_file
 
 if TYPE_CHECKING:
     from audiocl_bench.method import Method
@@ -44,7 +45,9 @@ def load(spec: str) -> type[Method]:
     targets = _targets()
     if spec not in targets:
         raise unknown_name("method", spec, names(), hint="`audiocl list methods` shows all.")
-    return _checked(_import(targets[spec], spec), spec)
+    cls = _checked(_import(targets[spec], spec), spec)
+    _name(cls, spec)
+    return cls
 
 
 def _targets() -> dict[str, str]:
@@ -77,8 +80,9 @@ def _import(target: str, name: str) -> object:
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as cause:
-        raise ConfigError(f"method '{name}' ({target}) cannot be imported: {cause}.") from cause
+    except Exception as cause:  # an outside package may fail in any way
+        told = "" if isinstance(cause, (ImportError, AttributeError)) else f"{type(cause).__name__}: "
+        raise ConfigError(f"method '{name}' ({target}) cannot be imported: {told}{cause}.") from cause
 
 
 def _from_file(spec: str) -> type[Method]:
@@ -97,14 +101,21 @@ def _from_file(spec: str) -> type[Method]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as cause:
+        del sys.modules[module_name]
         raise ConfigError(f"method file {path} fails on import: {type(cause).__name__}: {cause}.") from cause
     if not hasattr(module, attribute):
         classes = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise unknown_name(f"class in {path}", attribute, classes)
     cls = _checked(getattr(module, attribute), spec)
-    if not cls.name:
-        cls.name = attribute.lower()
+    _name(cls, attribute.lower())
+    cls.source_hash = sha256_file(path)
     return cls
+
+
+def _name(cls: type[Method], name: str) -> None:
+    """Name a class that was not registered. A name inherited from its parent would claim the parent's results."""
+    if not vars(cls).get("name"):
+        cls.name = name
 
 
 def _checked(value: object, spec: str) -> type[Method]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +25,20 @@ from audiocl_bench import audit, files, seeding
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.benchmarks import Benchmark
 from audiocl_bench.config import MethodConfig
-from audiocl_bench.errors import ResultsError
+from audiocl_bench.errors import MethodError, ResultsError
 from audiocl_bench.memory import PeakMemory
-from audiocl_bench.method import Clips, ClosedFormMethod, Context, Method, Session, State, StreamInfo, kept_bytes
-from audiocl_bench.results import ResultsDir, build_result, make_run_id, provenance
+from audiocl_bench.method import (
+    Clips,
+    ClosedFormMethod,
+    Context,
+    Method,
+    Session,
+    State,
+    StreamInfo,
+    kept_bytes,
+    require_storable,
+)
+from audiocl_bench.results import SCHEMAS, ResultsDir, build_result, make_run_id, provenance
 from audiocl_bench.store import Store
 from audiocl_bench.streams import Stream
 
@@ -101,6 +115,10 @@ def run_id(plan: Plan, material: Material) -> str:
         "layer": backbone.layer,
         "front_end": backbone.front_end.describe(),
     }
+    if plan.method.source_hash:
+        settings["source"] = plan.method.source_hash
+    if material.benchmark.own_data:  # what a built-in benchmark fixes, its owner may change
+        settings["own"] = {"epochs": material.benchmark.first_session_epochs, "audio": material.store.key}
     return make_run_id(
         method=plan.method.name,
         benchmark=stream.benchmark,
@@ -143,7 +161,7 @@ def execute(
     identity = run_id(plan, material)
     work = results.path / "work" / identity
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        work.parent.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise ResultsError(files.explain_os_error(cause, work)) from cause
     lock = FileLock(work.parent / f"{identity}.lock")
@@ -156,20 +174,30 @@ def execute(
     try:
         if results.has(identity):
             if existing == "reuse":
-                _discard(work)
+                _clean(results, identity)
+                wants_drift = plan.measure_drift and issubclass(plan.method, ClosedFormMethod)
+                if wants_drift and results.run(identity)["fresh_final_accuracy"] is None:
+                    _tell(monitor, f"{identity} is kept although its drift was not measured: --existing replace does.")
                 return identity, "reused"
             if existing == "fail":
                 raise ResultsError(f"run {identity} already has a result: use --existing reuse or --existing replace.")
         _Run(plan, material, identity, work / "checkpoint.pt", monitor or Silent()).complete(results, fresh=fresh)
-        _discard(work)
+        _clean(results, identity)
         return identity, "done"
     finally:
         lock.release()
 
 
-def _discard(work: Path) -> None:
-    (work / "checkpoint.pt").unlink(missing_ok=True)
-    work.rmdir()
+def _clean(results: ResultsDir, identity: str) -> None:
+    """Remove the checkpoint, and the unfinished files that killed processes left. Call only with the run's lock."""
+    shutil.rmtree(results.path / "work" / identity, ignore_errors=True)
+    for table in SCHEMAS:
+        for part in (results.path / table).glob(f".{identity}.parquet.*.part"):
+            part.unlink(missing_ok=True)
+
+
+def _tell(monitor: Monitor | None, text: str) -> None:
+    (monitor or Silent()).message(text)
 
 
 @dataclass
@@ -209,6 +237,8 @@ class _Run:
                 self._session(t)
         passed, checks = self._audit()
         notes: dict[str, Any] = {"backbone": self.material.backbone.describe()}
+        if self.plan.method.source_hash:
+            notes["method_source_sha256"] = self.plan.method.source_hash
         fresh_accuracy = self._fresh_accuracy() if isinstance(self.method, ClosedFormMethod) else None
         self._write(results, passed, checks, notes, fresh_accuracy)
         if not passed:
@@ -224,7 +254,16 @@ class _Run:
             self.material.benchmark.first_session_epochs,
         )
         context = Context(self.plan.seed, info, self.plan.device, self.reporter)
-        return self.plan.method(self.plan.config, backbone, context)
+        with self._global_generator("build"):
+            return self.plan.method(self.plan.config, backbone, context)
+
+    @contextmanager
+    def _global_generator(self, *purpose: str | int) -> Iterator[None]:
+        """Seed torch's global generator inside the block, for layers that draw from it, and restore it afterwards."""
+        device = self.plan.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seeding.derive(self.plan.seed, "global generator", *purpose))
+            yield
 
     def _session(self, t: int) -> None:
         """Learn session t, test all sessions so far, write the checkpoint."""
@@ -234,7 +273,8 @@ class _Run:
         session = self._open(t)
         begun, clips, blocks = time.perf_counter(), passes.clips, passes.block_runs
         try:
-            method.learn(session)
+            with self._global_generator("session", t):
+                method.learn(session)
         finally:
             session.close()
         train_seconds, train_clips = time.perf_counter() - begun, passes.clips - clips
@@ -242,6 +282,7 @@ class _Run:
         begun, clips = time.perf_counter(), passes.clips
         predicted = self._predict(t)
         state = method.state_dict()
+        require_storable(state, owner=self.plan.method.name)
         self.progress.predicted.append(predicted)
         self.progress.costs.append(
             {
@@ -257,7 +298,7 @@ class _Run:
                 "trainable_parameters": self.reporter.most_trainable,
                 "kept_bytes": kept_bytes(state),
                 "encoder_version": method.encoder_version,
-                "diagnostics": self.reporter.notes,
+                "diagnostics": dict(self.reporter.notes),
             }
         )
         self.progress.next_session = t + 1
@@ -300,7 +341,24 @@ class _Run:
                 encoded = [method.encode(Clips(read(batch).to(self.plan.device))) for batch in batches]
                 progress.features[i] = torch.cat(encoded).cpu()
         scores = [method.classify(progress.features[i].to(self.plan.device)) for i in range(t + 1)]
+        self._check_scores(scores, t)
         return torch.cat([part.argmax(1).cpu() for part in scores]).to(torch.int32)
+
+    def _check_scores(self, scores: list[Tensor], t: int) -> None:
+        """Refuse what is no prediction now, not after the last session."""
+        seen = int(sum(self.stream.session_sizes[: t + 1]))
+        for i, part in enumerate(scores):
+            wanted, found = (len(self._test_rows(i)), seen), tuple(part.shape)
+            if found != wanted:
+                raise MethodError(
+                    f"method {self.plan.method.name}: after session {t} the scores of {wanted[0]} test clips have "
+                    f"shape {list(found)}, but one row per clip and one column per class seen is {list(wanted)}."
+                )
+            if count := int(part.isnan().any(dim=1).sum()):
+                raise MethodError(
+                    f"method {self.plan.method.name}: after session {t} the scores of {count} of {len(part)} test "
+                    "clips are NaN; training may have diverged (lower the learning rate)."
+                )
 
     def _tested_rows(self, t: int) -> np.ndarray:
         return np.concatenate([self._test_rows(i) for i in range(t + 1)])
@@ -316,13 +374,23 @@ class _Run:
 
     def _save(self, state: State) -> None:
         content = {"progress": vars(self.progress), "state": state}
-        with files.atomic_path(self.checkpoint, error=ResultsError) as temporary:
-            torch.save(content, temporary)
+        with files.atomic_path(self.checkpoint, error=ResultsError) as temporary, temporary.open("wb") as stream:
+            try:
+                torch.save(content, stream)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # a full disk, behind torch's own words
+                    raise error.__context__ from error
+                raise
 
     def _resume(self) -> None:
+        for part in self.checkpoint.parent.glob(f".{self.checkpoint.name}.*.part"):  # of a process that was killed
+            part.unlink(missing_ok=True)
         if not self.checkpoint.is_file():
             return
         try:
+            with zipfile.ZipFile(self.checkpoint) as archive:  # torch.load does not look at the checksums
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} is damaged")
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             progress = _Progress(**content["progress"])
             self.method.load_state_dict(content["state"])
@@ -331,6 +399,7 @@ class _Run:
             self.method = self._build()
             return
         self.progress = progress
+        self.method.encoder_version = progress.features_version  # a method need not keep it itself
 
     # ---- the end of a run -------------------------------------------------------------------------------------------
 
@@ -342,7 +411,13 @@ class _Run:
         mel = self._reader(sample)(np.arange(len(sample))).to(self.plan.device)
         order = torch.from_numpy(pick.permutation(len(sample)))
         costs = self.progress.costs
+        stored = {
+            int(row): features
+            for i, part in self.progress.features.items()
+            for row, features in zip(self._test_rows(i), part, strict=True)
+        }
         checks = [
+            audit.features_are_current(method, mel, torch.stack([stored[int(row)] for row in sample])),
             audit.batch_independence(method, mel, seed_order=order),
             audit.repeatability(method, mel),
             audit.seen_classes_only(method, mel, stream.num_classes),
@@ -444,10 +519,28 @@ class _SessionReporter:
         self._clock = now
 
     def note(self, name: str, value: Any) -> None:
-        self.notes[name] = value
+        self.notes[name] = _plain(value, name)
 
     def trainable(self, parameters: int) -> None:
         self.most_trainable = max(self.most_trainable, parameters)
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a diagnostic as JSON would give it back; scalars become numbers, what is not finite becomes null."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item, name) for key, item in value.items()}
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError:
+        raise MethodError(
+            f"the diagnostic '{name}' is a {type(value).__name__}: note a number, a text, or a list or dict of them."
+        ) from None
 
 
 def _now() -> str:

@@ -32,8 +32,12 @@ def linear_cka(X: Tensor, Y: Tensor) -> float:
     else:
         cross = torch.linalg.matrix_norm(Yc.T @ Xc) ** 2
         own_x, own_y = torch.linalg.matrix_norm(Xc.T @ Xc), torch.linalg.matrix_norm(Yc.T @ Yc)
-    if own_x == 0 and own_y == 0:
-        return 1.0
-    if own_x == 0 or own_y == 0:
-        return 0.0
+    constant = [_is_constant(whole.double(), centred) for whole, centred in ((X, Xc), (Y, Yc))]
+    if any(constant):
+        return float(all(constant))
     return float((cross / (own_x * own_y)).clamp(0.0, 1.0))
+
+
+def _is_constant(whole: Tensor, centred: Tensor) -> bool:
+    """All rows equal, up to the rounding of their mean (centring equal rows need not give exact zeros)."""
+    return bool(torch.linalg.matrix_norm(centred) <= 1e-13 * torch.linalg.matrix_norm(whole))

@@ -115,7 +115,7 @@ def _optimiser(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer
 
 def linear_head(dim: int, classes: int, generator: torch.Generator, device: torch.device) -> nn.Linear:
     """Return a trainable linear classifier, weights and bias U(+-1/sqrt dim) (PyTorch's default) from `generator`."""
-    head = nn.Linear(dim, classes)
+    head = nn.utils.skip_init(nn.Linear, dim, classes)  # PyTorch's own draw would use the global generator
     bound = 1 / math.sqrt(dim)
     with torch.no_grad():
         for parameter in (head.weight, head.bias):

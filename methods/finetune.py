@@ -28,8 +28,9 @@ class FineTuneConfig(MethodConfig):
     optimiser: Literal["sgd", "adam"] = setting("sgd", "RanPAC's recipe")
     momentum: float = setting(0.9, "RanPAC's recipe", low=0, high=1)
     weight_decay: float = setting(5e-4, "RanPAC's recipe", low=0)
+    clip: float | None = setting(1.0, "as PACE: largest gradient norm", low=0)
     rank: int = setting(8, "as PACE", low=1)
-    lora_scale: float = setting(0.125, "as PACE", low=0)
+    lora_scale: float = setting(1.0, "as PACE", low=0)
     targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "as PACE")
 
 
@@ -54,31 +55,39 @@ class FineTune(Method):
         self.head: nn.Linear | None = None
 
     def learn(self, session: Session) -> None:
-        """Grow the head by the new classes (old rows copied), then train with cross-entropy."""
+        """Grow the head by the new classes (old rows copied), then train with cross-entropy.
+
+        With logits "local" the old rows stay outside training: their gradient would be zero, but weight decay and
+        Adam's step would move them all the same (methods.md section 1.5 d).
+        """
         config, context = self.config, self.context
         self.num_seen = session.num_seen
         generator = context.generator("head", session.index)
-        head = linear_head(self.backbone.dim, session.num_seen, generator, context.device)
-        if self.head is not None:
+        first = session.num_known if config.logits == "local" else 0  # the first class whose row is trained
+        head = linear_head(self.backbone.dim, session.num_seen - first, generator, context.device)
+        if self.head is not None and first == 0:
             with torch.no_grad():
                 head.weight[: session.num_known] = self.head.weight
                 head.bias[: session.num_known] = self.head.bias
-        self.head = head
-        hidden = session.num_known if config.logits == "local" else 0
 
         def loss(clips: Clips, y: Tensor) -> Tensor:
-            return F.cross_entropy(head(self.backbone.features(clips.mel))[:, hidden:], y - hidden)
+            return F.cross_entropy(head(self.backbone.features(clips.mel)), y - first)
 
         body = self._body()
         for parameter in body:
             parameter.requires_grad_(True)
         epochs = config.epochs or context.stream.first_session_epochs
-        recipe = Recipe(epochs, config.batch_size, config.optimiser, config.momentum, config.weight_decay)
+        recipe = Recipe(
+            epochs, config.batch_size, config.optimiser, config.momentum, config.weight_decay, clip=config.clip
+        )
         groups = [Group(body, config.lr_backbone), Group(tuple(head.parameters()), config.lr_head)]
         history = fit(session, groups, loss, recipe, context, stage="train")
         context.report.note("train_loss", history[-1])
         self.backbone.requires_grad_(False)
-        head.requires_grad_(False)
+        if self.head is not None and first > 0:
+            self.head = _head(torch.cat([self.head.weight, head.weight]), torch.cat([self.head.bias, head.bias]))
+        else:
+            self.head = head.requires_grad_(False)
         self.encoder_version += 1
 
     def _body(self) -> tuple[nn.Parameter, ...]:
@@ -115,8 +124,14 @@ class FineTune(Method):
             self.lora.load_state_dict(state["body"])
         else:
             self.backbone.load_state_dict(state["body"])
-        classes, dim = state["weight"].shape
-        self.head = nn.Linear(dim, classes).to(self.context.device).requires_grad_(False)
-        self.head.weight.copy_(state["weight"])
-        self.head.bias.copy_(state["bias"])
+        device = self.context.device
+        self.head = _head(state["weight"].to(device), state["bias"].to(device))
         self.num_seen, self.encoder_version = state["num_seen"], state["encoder_version"]
+
+
+def _head(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Return a frozen linear layer with a copy of these weights [C, D] and biases [C]; nothing is drawn."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    head.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    head.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return head

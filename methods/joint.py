@@ -16,7 +16,7 @@ from .ranpac import RanPAC, RanPACConfig
 class JointConfig(FineTuneConfig):
     """Settings of joint training: fine-tuning's, with epochs that suit the whole stream."""
 
-    epochs: int | None = setting(20, "RanPAC's 20 epochs; E_0 counts epochs of the first session only", low=1)
+    epochs: int | None = setting(10, "ours: the loss has flattened; E_0 counts epochs of the first session only", low=1)
 
 
 @register("joint")

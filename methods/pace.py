@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from audiocl_bench.audio import mask_time_frequency
 from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.errors import ConfigError
 from audiocl_bench.heads import RandomProjection, RidgeHead, choose_lambda
 from audiocl_bench.method import Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.lora import SessionLoRA
@@ -44,14 +45,16 @@ class PACEConfig(MethodConfig):
     freeze_blocks: int | None = setting(None, "none = layer probe; a number skips the probe (Fig. 6)", low=0)
     batch_size: int = setting(24, "stated", unit="clips", low=1)
     rank: int = setting(8, "not stated: HiDe-LoRA of the same group uses 8 on K and V", low=1)
-    lora_scale: float = setting(
-        0.125, "not stated: HiDe-LoRA's 1/r; with 1 training on session 1 diverges at eta_bb (docs/findings.md)", low=0
-    )
+    lora_scale: float = setting(1.0, "not stated: LoRA-DRS adds B A plainly", low=0)
     targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "not stated: HiDe-LoRA and LoRA-DRS adapt K and V")
     optimiser: Literal["sgd", "adam"] = setting("sgd", "not stated: RanPAC's recipe, whose lr names PACE shares")
     momentum: float = setting(0.9, "not stated: RanPAC", low=0, high=1)
     weight_decay: float = setting(5e-4, "not stated: RanPAC", low=0)
-    clip: float | None = setting(None, "not stated: largest gradient norm", low=0)
+    clip: float | None = setting(
+        1.0,
+        "not stated: largest gradient norm, as in the prompt methods' code; without it eta_bb = 0.05 can diverge",
+        low=0,
+    )
     # Multi-session adaptation (Sec. 3.3, Eq. 4-5)
     msa: bool = setting(True, "stated; off is the row 'no MSA' of Table 4")
     n_stop: int = setting(220, "stated: adaptation stops once more training clips than this were adapted on", low=0)
@@ -61,7 +64,9 @@ class PACEConfig(MethodConfig):
     projection: Literal["onto", "complement", "none"] = setting(
         "onto", "Eq. 5 and LoRA-DRS's code: inside the leading subspace; 'none' is the row 'no GP' of Table 4"
     )
-    projection_norm: Literal["none", "fro"] = setting("none", "LoRA-DRS divides by the Frobenius norm ('fro')")
+    projection_norm: Literal["none", "fro"] = setting(
+        "fro", "not stated: LoRA-DRS divides by the Frobenius norm; without it stored statistics go stale (findings)"
+    )
     rho_svd: float = setting(0.99, "stated: share of the spectrum that the subspace keeps", low=0, high=1)
     # Boundary-aware regularisation (Eq. 6-8)
     regulariser: Literal["both", "later", "none"] = setting(
@@ -69,7 +74,7 @@ class PACEConfig(MethodConfig):
     )
     regulariser_weight: float = setting(1.0, "not stated", low=0)
     copies: int = setting(20, "stated: N_p masked copies per clip", low=1)
-    copies_per_step: int = setting(2, "not stated: masked copies that stand for S_i in one step", low=1)
+    copies_per_step: int = setting(1, "not stated: masked copies that stand for S_i in one step", low=1)
     rho_boundary: float = setting(0.3, "stated: rho_p, error rate over the copies that marks a clip", low=0, high=1)
     margin: float = setting(0.25, "stated: delta", low=0)
     time_mask: float = setting(0.2, "not stated: r_T, share of the frames", low=0, high=1)
@@ -78,7 +83,7 @@ class PACEConfig(MethodConfig):
     # Analytic classifier (Eq. 2-3)
     width: int = setting(8192, "stated: D_proj; 0 classifies raw features", unit="random features", low=0)
     scaling: Literal["ranpac", "acil"] = setting("ranpac", "not stated: RanPAC's N(0, 1); only gamma's scale differs")
-    gamma: float | None = setting(None, "not stated; none = chosen by gamma_rule", low=0)
+    gamma: float | None = setting(None, "not stated; none = chosen by gamma_rule", low=1e-8)
     gamma_rule: Literal["accumulated", "first"] = setting(
         "accumulated",
         "not stated: generalised cross-validation on all statistics so far; RanPAC's search on session 1, then fixed "
@@ -98,6 +103,11 @@ class PACE(ClosedFormMethod):
 
     def __init__(self, config: PACEConfig, backbone: Backbone, context: Context) -> None:
         super().__init__(config, backbone, context)
+        if config.freeze_blocks is not None and config.freeze_blocks >= backbone.layer:
+            raise ConfigError(
+                f"setting 'freeze_blocks' is {config.freeze_blocks}, but {backbone.name} runs {backbone.layer} blocks: "
+                f"freeze at most {backbone.layer - 1}, or set fsa=false to adapt none."
+            )
         self.lora: SessionLoRA | None = None
         self.first_block = 0  # L_tune: blocks before it stay as pretrained
         self.clips_adapted = 0
@@ -115,8 +125,7 @@ class PACE(ClosedFormMethod):
         if session.index == 0:
             self.first_block = self._probe(session) if self.config.freeze_blocks is None else self.config.freeze_blocks
             self.context.report.note("frozen_blocks", self.first_block)
-            blocks = range(min(self.first_block, self.backbone.layer), self.backbone.layer)
-            self.lora = self._lora(self.backbone, blocks)
+            self.lora = self._lora(self.backbone, range(self.first_block, self.backbone.layer))
         self._adapt_on(session)
         self.clips_adapted += session.num_clips
         self.encoder_version += 1
@@ -233,7 +242,7 @@ class PACE(ClosedFormMethod):
             raw = self.backbone.features(torch.cat([clips.mel, *copies]))
             z = F.normalize(raw, dim=-1).view(1 + config.copies_per_step, count, -1)  # S_i: the clip and its copies
             pull = (z - means[local]).square().sum(-1).mean(0)
-            far = (z[0][:, None] - boundary[None]).square().sum(-1)
+            far = 2 - 2 * z[0] @ boundary.T  # squared distances of unit vectors
             own = clips.index[:, None].to(far.device) == owner[None]
             push = far.masked_fill(own, torch.inf).min(1).values
             L_reg = F.relu(config.margin + pull - push)  # Eq. 8
@@ -257,19 +266,21 @@ class PACE(ClosedFormMethod):
         for clips, y in session.batches(16, shuffle=order):
             local = local_labels(y, session.classes)
             sums.index_add_(0, local, F.normalize(self.backbone.features(clips.mel), dim=-1))
-            if perturbed >= config.boundary_clips:
+            assert clips.index is not None
+            room = config.boundary_clips - perturbed
+            if room <= 0:
                 continue
-            perturbed += len(clips)
+            mel, index, local = clips.mel[:room], clips.index[:room], local[:room]
+            perturbed += len(mel)
             # x~^k = Q(x, r_T, r_F)
-            copies = torch.cat([self._masked(clips.mel, generator) for _ in range(config.copies)])
+            copies = torch.cat([self._masked(mel, generator) for _ in range(config.copies)])
             raw = self.backbone.features(copies)
             wrong = (head(raw).argmax(1).view(config.copies, -1) != local).float()
             marked = wrong.mean(0) > config.rho_boundary  # Eq. 6-7
             prone += int(marked.sum())
             keep = (wrong.bool() & marked).view(-1)
             found.append(F.normalize(raw[keep], dim=-1))
-            assert clips.index is not None
-            owners.append(clips.index.to(raw.device).repeat(config.copies)[keep])
+            owners.append(index.to(raw.device).repeat(config.copies)[keep])
         self.context.report.note("boundary_prone", prone)
         return F.normalize(sums, dim=-1), torch.cat(found), torch.cat(owners)
 
@@ -346,8 +357,7 @@ class PACE(ClosedFormMethod):
         """Restore a freshly built PACE."""
         self.first_block = state["first_block"]
         if state["lora"] is not None:
-            blocks = range(min(self.first_block, self.backbone.layer), self.backbone.layer)
-            self.lora = self._lora(self.backbone, blocks)
+            self.lora = self._lora(self.backbone, range(self.first_block, self.backbone.layer))
             self.lora.load_state_dict(state["lora"])
         self.ridge.load_state_dict(state["ridge"])
         self.clips_adapted, self.stopped = state["clips_adapted"], state["stopped"]

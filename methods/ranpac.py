@@ -31,11 +31,11 @@ class RanPACConfig(MethodConfig):
     momentum: float = setting(0.9, "official", low=0, high=1)
     weight_decay: float = setting(5e-4, "official", low=0)
     rank: int = setting(8, "ours: LoRA on K and V of all blocks stands for the official adapter, SSF or VPT", low=1)
-    lora_scale: float = setting(0.125, "as PACE", low=0)
+    lora_scale: float = setting(1.0, "as PACE", low=0)
     targets: tuple[str, ...] = setting(("k_proj", "v_proj"), "ours: the same places PACE adapts")
     width: int = setting(10_000, "official M; 0 is ridge on raw features", unit="random features", low=0)
     scaling: Literal["ranpac", "acil"] = setting("ranpac", "official N(0, 1)")
-    ridge: float | None = setting(None, "none = chosen by search", low=0)
+    ridge: float | None = setting(None, "none = chosen by search", low=1e-8)
     search: Literal["session", "accumulated"] = setting(
         "session",
         "official: 10^-8..10^8 on the current session's 80/20 split (stratified here, so that no class is lost); "

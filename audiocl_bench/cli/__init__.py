@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from audiocl_bench.cli.listing import app as list_app
 from audiocl_bench.cli.run import run
@@ -13,24 +14,53 @@ from audiocl_bench.cli.show import show
 from audiocl_bench.cli.splits import app as splits_app
 from audiocl_bench.errors import AudioclError
 
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class _Commands(TyperGroup):
+    """Ends bad input in one sentence and exit code 2, Ctrl-C in one sentence and 130; never in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AudioclError as error:
+            _say(str(error))
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as interrupt:
+            _say("interrupted; finished sessions are kept, run the same command again to continue.")
+            raise typer.Exit(INTERRUPTED) from interrupt
+
+
 app = typer.Typer(
     name="audiocl",
+    cls=_Commands,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Class-incremental learning of audio with pretrained models: benchmarks, methods, results.
+    help="""Class-incremental learning of audio with pretrained models.
 
-A [bold]stream[/bold] of sessions goes in, a [bold]method[/bold] learns them one by one without keeping old clips, every
-prediction is written down, and every number is computed from what was written.
+A [bold]stream[/bold] of sessions goes in, a [bold]method[/bold] learns them one by one
+without keeping old clips, every prediction is written down, and every number
+is computed from what was written.
 
 [bold]First steps[/bold]
 
-  audiocl list benchmarks                              what can be run
-  audiocl run -m pace -b esc50 --data ~/audio          one method on one benchmark
-  audiocl run -m pace,ranpac -b all --orders 0-4       a sweep; run it again to continue
-  audiocl run -m pace -b my.toml --backbone my/weights your own sounds, your own encoder
-  audiocl show pace-esc50                              accuracy matrix, scores and costs of a run
+  audiocl list benchmarks
+      what can be run; also: list methods, backbones, corpora
+
+  audiocl run -m pace -b esc50 --data ~/audio
+      one method on one benchmark
+
+  audiocl run -m pace,ranpac -b all --data ~/audio --orders 0-4
+      a sweep; run it again to continue where it stopped
+
+  audiocl run -m pace -b my.toml --backbone weights/ --results here/
+      your own sounds, your own encoder
+
+  audiocl show pace-esc50
+      accuracy matrix, scores, costs and provenance of a run
 """,
 )
 app.command("run")(run)
@@ -57,19 +87,11 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one sentence and exit code 2, Ctrl-C in 130, never in a traceback."""
-    try:
-        app()
-    except AudioclError as error:
-        _say(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted; finished sessions are kept, run the same command again to continue.")
-        sys.exit(130)
-    except BrokenPipeError:  # `audiocl list methods | head`
-        sys.stderr.close()
-        sys.exit(141)
+    """Run the command line."""
+    app(prog_name="audiocl")
 
 
 def _say(text: str) -> None:
-    print(f"audiocl: {text}", file=sys.stderr)
+    """Print every sentence on a line of its own, marked as ours; indented lines are lists that belong to one."""
+    for line in text.splitlines():
+        print(line if line.startswith(" ") else f"audiocl: {line}", file=sys.stderr)

@@ -7,60 +7,109 @@ from typing import Annotated, Literal
 
 import typer
 
+_WHERE, _HOW, _MACHINE = "Where", "How", "Machine"
+
 
 def run(
     method: Annotated[
         list[str],
-        typer.Option("--method", "-m", help="Method name, or file.py:Class. Repeat or separate by commas."),
+        typer.Option("--method", "-m", metavar="NAME", help="Method, or file.py:Class. Repeat or separate by commas."),
     ],
     bench: Annotated[
         list[str],
-        typer.Option("--bench", "--benchmark", "-b", help="Benchmark name, your own .toml file, or 'all' (the six)."),
+        typer.Option(
+            "--bench", "--benchmark", "-b", metavar="NAME", help="Benchmark, your own .toml file, or 'all' (the six)."
+        ),
     ],
     backbone: Annotated[
-        str, typer.Option("--backbone", help="Pretrained network: a name (audiocl list backbones) or a path.")
+        str, typer.Option("--backbone", metavar="NAME", help="Pretrained network, or a path to weights.")
     ] = "eat-base",
     protocol: Annotated[
         str | None,
-        typer.Option("--protocol", help="Split protocol: paper (random 8:2, the default) or grouped (leak-free)."),
+        typer.Option("--protocol", metavar="NAME", help="paper (random 8:2, the default) or grouped (leak-free)."),
     ] = None,
-    orders: Annotated[str, typer.Option("--orders", help="Class orders, for example 0 or 0-4 or 0,2.")] = "0",
-    seeds: Annotated[str, typer.Option("--seeds", help="Run seeds, for example 0 or 0-2.")] = "0",
+    orders: Annotated[str, typer.Option("--orders", metavar="LIST", help="Class orders: 0 or 0-4 or 0,2.")] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="LIST", help="Run seeds: 0 or 0-2.")] = "0",
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the corpora (default: data/ in the cache directory).")
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            rich_help_panel=_WHERE,
+            help="Folder of the corpora (default: data/ in the cache directory).",
+        ),
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option("--results", help="Where results go, as Parquet (default: results/ in the cache directory)."),
+        typer.Option(
+            "--results",
+            metavar="DIR",
+            rich_help_panel=_WHERE,
+            help="Where results go, as Parquet (default: results/ in the cache directory).",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting: rank=4, pace.msa=false, backbone.pool=mean. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            rich_help_panel=_HOW,
+            help="Change a setting: rank=4, pace.msa=false, backbone.pool=mean. Repeatable.",
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file of settings, tables per method: [pace] rank = 4.")
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            rich_help_panel=_HOW,
+            help="TOML file of settings, one table per method; --set wins over it.",
+        ),
     ] = None,
     existing: Annotated[
-        Literal["reuse", "replace", "fail"], typer.Option("--existing", help="What to do with a run that has a result.")
+        Literal["reuse", "replace", "fail"],
+        typer.Option("--existing", rich_help_panel=_HOW, help="What to do with a run that has a result."),
     ] = "reuse",
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start every run anew: ignore checkpoints, replace results.")
+        bool,
+        typer.Option(
+            "--fresh", rich_help_panel=_HOW, help="Start every run anew: ignore checkpoints, replace results."
+        ),
     ] = False,
     drift: Annotated[
         bool,
-        typer.Option("--drift", help="Also measure accuracy with all statistics recomputed at the end."),
+        typer.Option(
+            "--drift",
+            rich_help_panel=_HOW,
+            help="Also measure accuracy with all statistics recomputed at the end.",
+        ),
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: all cores).")] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes that decode audio (default: one per core).")
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", rich_help_panel=_MACHINE, help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, rich_help_panel=_MACHINE, help="CPU threads (default: all)."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=1,
+            rich_help_panel=_MACHINE,
+            help="Processes that decode audio (default: one per core).",
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=_MACHINE, help="No progress display.")
+    ] = False,
 ) -> None:
     """Run methods on benchmarks and store every prediction.
 
-    Runs are the product of methods, benchmarks, orders and seeds. Audio is decoded once per corpus; a run that was
-    interrupted continues at its last finished session and ends with the same bytes as an unbroken one.
+    Runs are the product of methods, benchmarks, orders and seeds. Audio is
+    decoded once per corpus. A run that was interrupted continues at its last
+    finished session and ends with the same bytes as an unbroken one.
 
     [bold]Examples[/bold]
 
@@ -68,14 +117,16 @@ def run(
 
       audiocl run -m ncm,ranpac,pace -b all --orders 0-4 --seeds 0-2
 
-      audiocl run -m pace -b esc50 --set msa=false --set rank=4 --results ablation/
+      audiocl run -m pace -b esc50 --set msa=false --results ablation/
+
+      audiocl run -m my.py:Mine -b my.toml --backbone eat-tiny
     """
     from audiocl_bench.cli.sweep import Sweep, run_sweep
 
     run_sweep(
         Sweep(
-            methods=_split(method),
-            benchmarks=_split(bench),
+            methods=_split(method, "--method"),
+            benchmarks=_split(bench, "--bench"),
             backbone=backbone,
             protocol=protocol,
             orders=_numbers(orders, "--orders"),
@@ -95,8 +146,12 @@ def run(
     )
 
 
-def _split(items: list[str]) -> tuple[str, ...]:
+def _split(items: list[str], option: str) -> tuple[str, ...]:
+    from audiocl_bench.errors import ConfigError
+
     names = [part.strip() for item in items for part in item.split(",") if part.strip()]
+    if not names:
+        raise ConfigError(f"{option} names nothing: give a name, or several separated by commas.")
     return tuple(dict.fromkeys(names))
 
 
@@ -107,7 +162,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ConfigError(f"{option} '{text}' must look like 0, 0-4 or 0,2,5.")
         found.extend(range(int(first), int(last or first) + 1))
     return tuple(dict.fromkeys(found))

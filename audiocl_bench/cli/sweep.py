@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +17,7 @@ from rich.console import Console
 from audiocl_bench import backbones, benchmarks, config, corpora, files, registry, store
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.benchmarks import Benchmark
-from audiocl_bench.cli.progress import progress_display
-from audiocl_bench.config import MethodConfig
+from audiocl_bench.cli.progress import Display, progress_display
 from audiocl_bench.errors import AudioclError, ConfigError, CorpusError, ResultsError, unknown_name
 from audiocl_bench.method import Method
 from audiocl_bench.report.tables import runs_table
@@ -67,77 +69,123 @@ def run_sweep(sweep: Sweep) -> None:
     Raises:
         AudioclError: bad input, or at least one run failed (all failures are listed).
     """
-    console = Console()
     results = ResultsDir(sweep.results or files.home() / "results")
     methods = [registry.load(name) for name in sweep.methods]
-    chosen = [
-        benchmarks.get(name)
-        for given in sweep.benchmarks
-        for name in (benchmarks.names() if given == "all" else (given,))
-    ]
+    names = [name for given in sweep.benchmarks for name in (benchmarks.names() if given == "all" else (given,))]
+    chosen = [benchmarks.get(name) for name in dict.fromkeys(names)]
     settings = _settings(sweep, methods)
     configs = {(m, b): config.build(m.Config, b.name, settings[m.name], owner=m.name) for m in methods for b in chosen}
     device = _device(sweep.device)
-    _check_writable(results)
-    loaded = {b.frames: _load(sweep, settings["backbone"], b.frames) for b in chosen}
+    _check_results(results)
     opened = _open_all(sweep, chosen)
+    loaded = {frames: _load(sweep, settings["backbone"], frames) for frames in {b.frames for b in chosen}}
 
-    with threads(sweep.threads):
-        done, failures = _make_runs(sweep, methods, configs, loaded, opened, results, device)
-    if done:
-        table = results.runs()
-        console.print(runs_table(table[table["run_id"].isin(done)]))
-        console.print(f"Results: {results.path}   (audiocl show RUN --results {results.path})", soft_wrap=True)
-    if failures:
-        raise AudioclError("; ".join(failures))
-
-
-def _make_runs(
-    sweep: Sweep,
-    methods: list[type[Method]],
-    configs: Mapping[tuple[type[Method], Benchmark], MethodConfig],
-    loaded: Mapping[int, Backbone],
-    opened: list[_Opened],
-    results: ResultsDir,
-    device: torch.device,
-) -> tuple[list[str], list[str]]:
-    """Make or reuse every run; return the ids that have a result, and one sentence per failure."""
-    done: list[str] = []
-    failures: list[str] = []
-    busy: list[tuple[Plan, Material]] = []
     total = len(opened) * len(methods) * len(sweep.seeds)
-    with progress_display(total, quiet=sweep.quiet) as monitor:
+    with threads(sweep.threads), progress_display(total, quiet=sweep.quiet) as display:
+        maker = _Maker(sweep, results, display)
         for item in opened:
-            backbone = loaded[item.benchmark.frames]
-            with monitor.paused():
+            material = maker.prepare(item, loaded[item.benchmark.frames])
+            if material is not None:
+                for method in methods:
+                    for seed in sweep.seeds:
+                        plan = Plan(method, configs[method, item.benchmark], seed, device, sweep.drift)
+                        maker.make(plan, material)
+        maker.wait_for_others()
+    if maker.done:
+        _report(results, maker)
+    if maker.failures:
+        raise AudioclError("\n".join(maker.failures))
+
+
+class _Maker:
+    """Makes runs one by one and keeps account of them.
+
+    Attributes:
+        done: ids of the runs that have a result.
+        reused: how many of them had it before.
+        failures: what failed, one sentence each.
+    """
+
+    def __init__(self, sweep: Sweep, results: ResultsDir, display: Display) -> None:
+        self._sweep, self._results, self._display = sweep, results, display
+        self._busy: list[tuple[Plan, Material]] = []
+        self.done: list[str] = []
+        self.reused = 0
+        self.failures: list[str] = []
+
+    def prepare(self, item: _Opened, backbone: Backbone) -> Material | None:
+        """Decode the clips of a stream, or note the failure once for all its orders."""
+        try:
+            with self._display.paused():
                 prepared = store.prepare(
                     item.clips,
                     backbone.front_end,
                     name=item.benchmark.corpus.info.name,
-                    workers=sweep.workers,
-                    progress=not sweep.quiet,
+                    workers=self._sweep.workers,
+                    progress=not self._sweep.quiet,
                 )
-            material = Material(item.benchmark, item.stream, prepared, backbone, _index_hash(item.stream))
-            for method in methods:
-                for seed in sweep.seeds:
-                    plan = Plan(method, configs[method, item.benchmark], seed, device, sweep.drift)
-                    try:
-                        identity, status = execute(
-                            plan, material, results, existing=sweep.existing, fresh=sweep.fresh, monitor=monitor
-                        )
-                    except AudioclError as error:
-                        failures.append(f"{method.name} on {item.stream.benchmark}, order {item.stream.order}: {error}")
-                        monitor.run_ended("failed")
-                        continue
-                    monitor.run_ended(status)
-                    if status == "busy":
-                        busy.append((plan, material))
-                    else:
-                        done.append(identity)
-        for plan, material in busy:
-            monitor.message(f"waiting for another process to finish {plan.method.name} on {material.stream.benchmark}")
-            done.append(execute(plan, material, results, existing="reuse", wait=True, monitor=monitor)[0])
-    return done, failures
+        except AudioclError as error:
+            if (failure := f"{item.benchmark.name} failed: {error}") not in self.failures:
+                self.failures.append(failure)
+            return None
+        return Material(item.benchmark, item.stream, prepared, backbone, _index_hash(item.stream))
+
+    def make(self, plan: Plan, material: Material, *, wait: bool = False) -> None:
+        """Make or reuse one run; one that another process is making is put off unless `wait`."""
+        sweep, stream = self._sweep, material.stream
+        name = f"{plan.method.name} on {stream.benchmark}, order {stream.order}, seed {plan.seed}"
+        status = "failed"
+        try:
+            identity, status = execute(
+                plan,
+                material,
+                self._results,
+                existing="reuse" if wait else sweep.existing,
+                fresh=sweep.fresh,
+                wait=wait,
+                monitor=self._display,
+            )
+        except AudioclError as error:
+            self.failures.append(f"{name} failed: {error}")
+        except Exception as error:
+            self.failures.append(f"{name} failed: {self._keep_traceback(error, name)}")
+        else:
+            if status == "busy":
+                self._busy.append((plan, material))
+                return
+            self.done.append(identity)
+            self.reused += status == "reused"
+        self._display.run_ended(status)
+
+    def wait_for_others(self) -> None:
+        """Take the results of runs that other processes were making, or make them if those gave up."""
+        for plan, material in self._busy:
+            what = f"{plan.method.name} on {material.stream.benchmark}"
+            self._display.message(f"waiting for another process to finish {what}")
+            self.make(plan, material, wait=True)
+
+    def _keep_traceback(self, error: Exception, name: str) -> str:
+        """Describe a programming error, most likely in a method, and keep its traceback for the author."""
+        file = self._results.path / "work" / "traceback.txt"
+        text = f"{name}\n\n{''.join(traceback.format_exception(error))}"
+        files.write_text(file, text, error=ResultsError)
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"{type(error).__name__}: {first_line} (the traceback is in {file})"
+
+
+def _report(results: ResultsDir, maker: _Maker) -> None:
+    console = Console()
+    table = results.runs()
+    console.print(runs_table(table[table["run_id"].isin(maker.done)]))
+    made = len(maker.done) - maker.reused
+    console.print(
+        f"{made} {'run' if made == 1 else 'runs'} made, {maker.reused} reused. Results: {results.path}",
+        f"In full: audiocl show {maker.done[-1]} --results {shlex.quote(str(results.path))}",
+        sep="\n",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 def _open_all(sweep: Sweep, chosen: list[Benchmark]) -> list[_Opened]:
@@ -171,33 +219,36 @@ def _settings(sweep: Sweep, methods: list[type[Method]]) -> dict[str, dict[str, 
     """Sort settings of --config and --set by the method (or "backbone") they belong to.
 
     A plain `key` belongs to every chosen method that knows it, `method.key` to that method, `backbone.key` to the
-    backbone. --set wins over --config.
+    backbone; `method.key` wins over `key`, and --set over --config. A --config file may serve several sweeps: its
+    tables for methods that are not run now are left alone.
 
     Raises:
         UnknownNameError: no chosen method knows a key.
     """
-    given: dict[str, Any] = {}
-    if sweep.config is not None:
-        given.update(config.read_file(sweep.config))
-    given.update(config.parse_overrides(sweep.settings))
-    known = {m.name: set(m.Config.__dataclass_fields__) for m in methods} | {"backbone": set(_BACKBONE_SETTINGS)}
+    known = {m.name: {f.name for f in dataclasses.fields(m.Config)} for m in methods}
+    known["backbone"] = set(_BACKBONE_SETTINGS)
+    elsewhere = set(registry.names()) - set(known)
+    from_file = config.read_file(sweep.config) if sweep.config is not None else {}
+    from_file = {key: value for key, value in from_file.items() if key.rpartition(".")[0] not in elsewhere}
     sorted_: dict[str, dict[str, Any]] = {name: {} for name in known}
-    for key, value in given.items():
-        owner, dot, name = key.rpartition(".")
-        if dot:
-            owner = owner.replace("_", "-") if owner not in known else owner
-            if owner not in known:
-                raise unknown_name("owner of a setting", owner, known, hint="Settings look like method.key=value.")
-            if name not in known[owner]:
-                raise unknown_name(f"setting of {owner}", name, known[owner])
-            sorted_[owner][name] = value
-            continue
-        owners = [m for m in known if m != "backbone" and name in known[m]]
-        if not owners:
-            every = {setting for m in methods for setting in known[m.name]}
-            raise unknown_name(f"setting of {', '.join(m.name for m in methods)}", name, every)
-        for m in owners:
-            sorted_[m].setdefault(name, value)
+    for given in (from_file, config.parse_overrides(sweep.settings)):
+        plain = {key: value for key, value in given.items() if "." not in key}
+        for key, value in plain.items():
+            owners = [m.name for m in methods if key in known[m.name]]
+            if not owners:
+                every = {setting for m in methods for setting in known[m.name]}
+                raise unknown_name(f"setting of {', '.join(m.name for m in methods)}", key, every)
+            for owner in owners:
+                sorted_[owner][key] = value
+        for key, value in given.items():
+            if key not in plain:
+                owner, _, name = key.rpartition(".")
+                owner = owner.replace("_", "-") if owner not in known else owner
+                if owner not in known:
+                    raise unknown_name("owner of a setting", owner, known, hint="Settings look like method.key=value.")
+                if name not in known[owner]:
+                    raise unknown_name(f"setting of {owner}", name, known[owner])
+                sorted_[owner][name] = value
     return sorted_
 
 
@@ -208,17 +259,19 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"--device '{name}' is no device: use auto, cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device '{name}' is not supported: use auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device '{name}' is not there: this machine has {torch.cuda.device_count()} CUDA devices.")
     return device
 
 
-def _check_writable(results: ResultsDir) -> None:
-    """Fail now rather than after an hour of training."""
-    if results.path.exists() and not results.path.is_dir():
-        raise ResultsError(f"--results {results.path} is a file: name a directory.")
-    files.write_text(results.path / "work" / ".writable", "", error=ResultsError)
-    (results.path / "work" / ".writable").unlink(missing_ok=True)
+def _check_results(results: ResultsDir) -> None:
+    """Fail now rather than after an hour of training: the directory can be read as a whole, and written."""
+    results.runs()
+    probe = results.path / "work" / ".writable"
+    files.write_text(probe, "", error=ResultsError)
+    probe.unlink(missing_ok=True)
 
 
 def _index_hash(stream: Stream) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from audiocl_bench.errors import ConfigError, unknown_name
+
 if TYPE_CHECKING:
     from audiocl_bench.backbones.base import Backbone
 
@@ -33,7 +35,19 @@ class SessionLoRA:
     def __init__(
         self, backbone: Backbone, *, blocks: Sequence[int], targets: Sequence[str], rank: int, scale: float = 1.0
     ) -> None:
-        """Prepare LoRA on `targets` (for example k_proj, v_proj) of the attention of `blocks` (zero-based)."""
+        """Prepare LoRA on `targets` (for example k_proj, v_proj) of the attention of `blocks` (zero-based).
+
+        Raises:
+            UnknownNameError: a target is no projection of the backbone's attention.
+            ConfigError: there is no target or no block.
+        """
+        known = [name for name, _ in backbone.blocks[0].attn.named_children()]
+        for target in targets:
+            if target not in known:
+                raise unknown_name("LoRA target (setting 'targets')", target, known)
+        if not targets or not blocks:
+            missing = "target" if not targets else "block"
+            raise ConfigError(f"LoRA has no {missing} to adapt: 'targets' takes {', '.join(known)}, blocks 0 and up.")
         self.backbone = backbone
         self.blocks = tuple(blocks)
         self.targets = tuple(targets)
@@ -124,6 +138,8 @@ class SessionLoRA:
         self._activate(self.names, self.scale)
 
     def _activate(self, names: Sequence[str], scale: float) -> None:
+        if not self.names:
+            return  # no pair was added yet: the layers are plain ones
         for _, _, layer in self._layers():
             trains = {parameter: parameter.requires_grad for parameter in layer.parameters()}
             layer.set_adapter(list(names))  # also flips requires_grad, which is ours to decide

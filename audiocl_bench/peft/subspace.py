@@ -5,6 +5,7 @@ Source: LoRA subtraction for drift-resistant space (official code), as PACE's Eq
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -48,12 +49,15 @@ def leading_subspace(covariance: Tensor, energy: float) -> Tensor:
 
     Args:
         covariance: symmetric positive semi-definite [D, D].
-        energy: share in (0, 1]; eigenvalues, not their squares, are summed (LoRA-DRS).
+        energy: share in (0, 1]; eigenvalues, not their squares, are summed (LoRA-DRS). 1 keeps all D directions, also
+            those without energy, so that nothing is projected away.
     """
     values, vectors = torch.linalg.eigh(covariance.double())
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    if energy >= 1:
+        return vectors
     share = torch.cumsum(values, 0) / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    # The 1e-12 keeps "all directions" reachable for energy 1.0 in spite of rounding in the cumulative sum.
+    # The 1e-12 lets a share that is reached exactly count as reached in spite of rounding in the cumulative sum.
     count = int(torch.searchsorted(share, torch.tensor(energy - 1e-12, dtype=torch.float64)).item()) + 1
     return vectors[:, : min(count, vectors.shape[1])]
 
@@ -65,9 +69,10 @@ def projector(
 
     The norm of U U^T is sqrt k, so "fro" shortens every step by that factor (LoRA-DRS divides, PACE does not say).
     """
-    P = U @ U.T
+    P, rank = U @ U.T, U.shape[1]
     if direction == "complement":
-        P = torch.eye(U.shape[0], dtype=U.dtype) - P
+        P, rank = torch.eye(U.shape[0], dtype=U.dtype) - P, U.shape[0] - rank
     if norm == "fro":
-        P = P / torch.linalg.matrix_norm(P).clamp_min(torch.finfo(torch.float64).tiny)
+        # The rank, not the computed norm: an empty complement is rounding noise, which its own norm would blow up.
+        P = P / math.sqrt(max(rank, 1))
     return P.float()

@@ -1,0 +1,140 @@
+"""Tiny streams, tiny networks and quick settings: what the tests of the methods share."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiocl_bench import backbones, config, registry
+from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.method import Context, Method, Session, StreamInfo
+
+CPU = torch.device("cpu")
+FRAMES = 64
+NETWORKS = ("eat-tiny", "whisper-tiny-random")
+SESSIONS = ((0, 1), (2, 3), (4, 5))
+QUICK: dict[str, dict[str, Any]] = {
+    "ncm": {},
+    "ranpac": {"epochs": 1, "width": 64, "batch_size": 6},
+    "pace": {
+        "epochs": 1,
+        "session_epochs": 1,
+        "width": 64,
+        "batch_size": 6,
+        "rank": 2,
+        "copies": 2,
+        "copies_per_step": 1,
+        "boundary_clips": 8,
+        "projection_norm": "none",
+    },
+    "finetune": {"epochs": 1, "batch_size": 6, "rank": 2},
+    "joint": {"epochs": 1, "batch_size": 6, "rank": 2},
+    "joint-closed": {"width": 64},
+}
+"""Settings that make a method learn a tiny stream in a fraction of a second."""
+
+
+@functools.cache
+def _pretrained(network: str) -> Backbone:
+    return backbones.load(network, frames=FRAMES)
+
+
+def network(name: str = "eat-tiny") -> Backbone:
+    """Return a copy of a tiny pretrained backbone of its own."""
+    backbone = copy.deepcopy(_pretrained(name))
+    backbone.passes.clips = backbone.passes.block_runs = 0
+    return backbone
+
+
+def clips_of(
+    classes: tuple[int, ...], backbone: Backbone, *, per_class: int = 6, seed: int = 0
+) -> tuple[Tensor, np.ndarray]:
+    """Return log-mels [n, T, M], a template per class plus noise, and their labels, in an order that mixes classes."""
+    mels = backbone.front_end.n_mels
+    templates = torch.randn(16, FRAMES, mels, generator=torch.Generator().manual_seed(7))
+    labels = np.tile(np.array(classes), per_class)
+    noise = torch.randn(
+        len(labels), FRAMES, mels, generator=torch.Generator().manual_seed(seed * 1009 + sum(classes) * 31 + 1)
+    )
+    return templates[torch.from_numpy(labels)] + 0.7 * noise, labels
+
+
+def session(index: int, backbone: Backbone, *, per_class: int = 6, seed: int = 0) -> Session:
+    """Open session `index` of the tiny stream SESSIONS."""
+    classes = SESSIONS[index]
+    mel, labels = clips_of(classes, backbone, per_class=per_class, seed=seed)
+    return Session(index, classes, min(classes), labels, reader(mel), CPU)
+
+
+def whole(backbone: Backbone, *, per_class: int = 6, seed: int = 0) -> Session:
+    """Open the whole tiny stream as one session, the way joint methods get it."""
+    parts = [clips_of(classes, backbone, per_class=per_class, seed=seed) for classes in SESSIONS]
+    mel, labels = torch.cat([mel for mel, _ in parts]), np.concatenate([labels for _, labels in parts])
+    return Session(0, tuple(c for classes in SESSIONS for c in classes), 0, labels, reader(mel), CPU)
+
+
+def reader(mel: Tensor) -> Callable[[np.ndarray], Tensor]:
+    """Return the function that a `Session` reads clips with."""
+    return lambda positions: mel[torch.from_numpy(np.asarray(positions))]
+
+
+def build(name: str, backbone: Backbone | None = None, *, seed: int = 0, **settings: Any) -> Method:
+    """Build a method with quick settings on a tiny backbone."""
+    cls = registry.load(name)
+    context = Context(seed, StreamInfo("tiny", len(SESSIONS), 6, first_session_epochs=2))
+    values = config.build(cls.Config, "tiny", {**QUICK[name], **settings}, owner=name)
+    return cls(values, network() if backbone is None else backbone, context)
+
+
+def module(name: str) -> ModuleType:
+    """Return the module of a method, to replace what it calls."""
+    return sys.modules[registry.load(name).__module__]
+
+
+def opened(method: Method, index: int, **options: int) -> Session:
+    """Open what the method learns as its session `index`: the whole stream for a joint method."""
+    if method.takes_whole_stream:
+        return whole(method.backbone, **options)
+    return session(index, method.backbone, **options)
+
+
+def learn(method: Method, *indices: int, **options: int) -> Method:
+    """Let the method learn these sessions, closing each one afterwards as the runner does."""
+    for index in indices:
+        part = opened(method, index, **options)
+        method.learn(part)
+        part.close()
+    return method
+
+
+def steps(method: Method) -> int:
+    """Number of sessions the method gets of the tiny stream."""
+    return 1 if method.takes_whole_stream else len(SESSIONS)
+
+
+def bytes_of(state: Any) -> Any:
+    """Return a state with every tensor as (type, shape, bytes), so that == compares bit for bit."""
+    if isinstance(state, Tensor):
+        return str(state.dtype), tuple(state.shape), state.detach().contiguous().numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: bytes_of(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [bytes_of(value) for value in state]
+    return state
+
+
+def weights(backbone: Backbone) -> dict[str, bytes]:
+    """Return the bytes of every pretrained tensor by its original name, whatever LoRA hangs on the network."""
+    return {
+        name.replace(".base_layer.", "."): value.detach().contiguous().numpy().tobytes()
+        for name, value in backbone.state_dict().items()
+        if ".lora_" not in name
+    }
