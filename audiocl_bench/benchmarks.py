@@ -167,7 +167,7 @@ class FrozenBenchmark(Benchmark):
                 f"this copy of {self.corpus.info.title} differs from the frozen index of {self.name} in {len(found)} "
                 f"clips (all listed in {report}), so a result on it would not be the benchmark: restore the official "
                 f"copy, or describe this one as a benchmark of your own in a TOML file. "
-                f"{self.corpus.info.how_to_get}\n{shown}{more}"
+                f"{self.corpus.info.how_to_get.replace('DIR', '<the folder of --data>')}\n{shown}{more}"
             )
         return index
 
