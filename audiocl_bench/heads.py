@@ -593,7 +593,8 @@ class RidgeHead:
         # rounding of G carry none that can be told from noise.
         known = values > values[-1] * self.width * torch.finfo(values.dtype).eps
         along = torch.where(known, (V.T @ self._Q).square().sum(1) / values, 0.0)
-        outside = max(n - float(along.sum()), 0.0)  # what no ridge fits; ||Y||^2 = n for one-hot Y
+        # What no ridge fits (||Y||^2 = n for one-hot Y): exactly nothing where H has as many directions as rows.
+        outside = max(n - float(along.sum()), 0.0) if int(known.sum()) < n else 0.0
         errors = []
         for lam in candidates:
             left = lam / (values + lam)  # eigenvalues of I - A on the span of H; sums of these lose no digits

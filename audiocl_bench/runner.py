@@ -374,13 +374,9 @@ class _Run:
 
     def _save(self, state: State) -> None:
         content = {"progress": vars(self.progress), "state": state}
+        # Into a Python file, because closing it says OSError on a full disk; torch alone says RuntimeError.
         with files.atomic_path(self.checkpoint, error=ResultsError) as temporary, temporary.open("wb") as stream:
-            try:
-                torch.save(content, stream)
-            except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # a full disk, behind torch's own words
-                    raise error.__context__ from error
-                raise
+            torch.save(content, stream)
 
     def _resume(self) -> None:
         for part in self.checkpoint.parent.glob(f".{self.checkpoint.name}.*.part"):  # of a process that was killed

@@ -658,3 +658,190 @@ def test_bad_settings_are_refused() -> None:
     for make in (RidgeHead, NCMHead, LDAHead):
         with pytest.raises(ValueError, match="width"):
             make(0)
+
+
+# ------------------------------------------------------------------------- choosing the ridge from all that was learnt
+
+
+def gcv(H: Tensor, Y: Tensor, lam: float) -> float:
+    """(1/n) ||(I - A) Y||^2 / ((1/n) tr(I - A))^2 with the hat matrix A written out."""
+    h, y = H.numpy(), Y.numpy()
+    n = len(h)
+    A = h @ scipy.linalg.solve(h.T @ h + lam * np.eye(h.shape[1]), h.T, assume_a="pos")
+    rest = np.eye(n) - A
+    return float((rest @ y).__pow__(2).sum() / n / (np.trace(rest) / n) ** 2)
+
+
+def noisy(rows: int, width: int, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows whose classes overlap, so that the best ridge lies inside the grid."""
+    generator = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(classes), generator.integers(0, classes, max(rows - classes, 0))])[:rows]
+    centres = generator.normal(size=(classes, 8))
+    raw = centres[labels] + 1.5 * generator.normal(size=(rows, 8))
+    return torch.from_numpy(np.maximum(raw @ generator.normal(size=(8, width)), 0)), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(12, 40), (39, 40), (41, 40), (60, 40), (300, 40), (5, 6), (30, 6)])
+def test_gcv_equals_its_definition_with_the_hat_matrix(rows: int, width: int) -> None:
+    H, labels = noisy(rows, width)
+    head = fed(H, labels, 7)
+    assert head.form == ("rows" if rows < width else "gram")
+    lambdas = tuple(10.0**exponent for exponent in range(-2, 7))  # below, the solve of the definition loses its digits
+    want = [gcv(H, one_hot(labels, head.num_classes), lam) for lam in lambdas]
+    assert head._gcv(lambdas) == pytest.approx(want, rel=1e-6)
+    assert head.tune(lambdas) == lambdas[int(np.argmin(want))]
+    assert head.lam in lambdas
+    assert error(head.solve(head.lam), batch_ridge(H, labels, head.num_classes, head.lam)) < 1e-8
+
+
+@given(
+    rows=st.integers(2, 40),
+    width=st.integers(1, 24),
+    seed=st.integers(0, 500),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+)
+@settings(max_examples=80, deadline=None)
+def test_gcv_is_finite_and_right_down_to_the_smallest_ridge(rows: int, width: int, seed: int, scale: float) -> None:
+    """Against singular values, which keep the digits that G loses; near n = width the naive sums cancel to nothing.
+
+    Where the features are of lower rank or a ridge is below the rounding of G, the error may only be overstated.
+    """
+    H, labels = noisy(rows, width, seed=seed)
+    H = H * scale
+    head = fed(H, labels, 11)
+    Y = one_hot(labels, head.num_classes).numpy()
+    U, s, _ = np.linalg.svd(H.numpy(), full_matrices=False)
+    along = np.square(U.T @ Y).sum(1)
+    outside = max(rows - along.sum(), 0.0) if rows > width else 0.0
+    want = []
+    for lam in LAMBDAS:
+        left = lam / (s**2 + lam)
+        want.append(rows * (outside + (along * left**2).sum()) / (rows - len(s) + left.sum()) ** 2)
+    got = np.array(head._gcv(LAMBDAS))
+    assert np.isfinite(got).all()
+    assert (got > 0).all()
+    top = float((s**2).max())
+    for lam, mine, theirs in zip(LAMBDAS, got, want, strict=True):
+        if lam > 1e-9 * top:
+            assert mine == pytest.approx(theirs, rel=1e-3)
+    chosen = want[LAMBDAS.index(head.tune())]
+    assert chosen <= 1.01 * min(value for lam, value in zip(LAMBDAS, want, strict=True) if lam > 1e-9 * top or lam == 1)
+
+
+def test_as_many_rows_as_features_do_not_win_a_tiny_ridge() -> None:
+    """Residual and trace both vanish there; summed naively the residual rounds to 0 and 1e-5 looked perfect."""
+    generator = np.random.default_rng(3)
+    width = int(generator.integers(5, 60))
+    rows, dim, scale = (
+        width + int(generator.integers(0, 2)),
+        int(generator.integers(5, 60)),
+        10 ** generator.uniform(-2, 3),
+    )
+    centres, labels = generator.normal(size=(4, dim)), generator.integers(0, 4, rows)
+    raw = centres[labels] * 3 + generator.normal(size=(rows, dim))
+    H = torch.from_numpy(np.maximum(raw @ generator.normal(size=(dim, width)), 0) * scale)
+    head = RidgeHead(width)
+    head.update(H, torch.from_numpy(labels), 4)
+    assert head.form == "gram"
+    assert head.tune() == 1e6
+
+
+@pytest.mark.parametrize("rows", [30, 200])
+def test_tune_depends_on_neither_order_nor_sessions(rows: int) -> None:
+    H, labels = noisy(rows, 60)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    straight = fed(H, labels, rows)
+    chosen = straight.tune()
+    for other in (fed(H, labels, 1), fed(H, labels, 13), fed(H[order], labels[order], 7)):
+        assert other.tune() == chosen
+        assert error(other.solve(chosen), straight.solve(chosen)) < 1e-8
+    assert 1e-8 < chosen < 1e8
+
+
+def test_tune_chooses_again_only_after_enough_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    H, labels = noisy(120, 50)
+    head = RidgeHead(50)
+    asked: list[int] = []
+    real = head._gcv
+    monkeypatch.setattr(head, "_gcv", lambda lambdas: asked.append(head.num_samples) or real(lambdas))
+    learnt = 0
+    for rows in (20, 29, 30, 44, 45, 67, 68, 120):  # 1.5 x 20 = 30, 1.5 x 30 = 45, 1.5 x 45 = 67.5
+        head.update(H[learnt:rows], labels[learnt:rows], 4)
+        learnt = rows
+        assert head.tune() == head.lam
+        assert error(head.logits(H), H.numpy() @ batch_ridge(H[:rows], labels[:rows], 4, head.lam)) < 1e-6
+    assert asked == [20, 30, 45, 68, 120]
+    head.tune()
+    assert asked == [20, 30, 45, 68, 120]  # nothing new: nothing to choose
+    head.tune(growth=1.0)
+    assert asked[-2:] == [120, 120]
+
+
+def test_a_fixed_ridge_before_the_first_choice_does_not_count_as_one() -> None:
+    H, labels = noisy(40, 60)
+    head = fed(H, labels, 40)
+    head.solve(1e-8)
+    assert head.tune() == fed(H, labels, 40).tune() != 1e-8
+
+
+@pytest.mark.parametrize("width", [25, 400])
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_resume_between_choices_is_bit_exact(cut: int, width: int) -> None:
+    """What is resumed has to remember when the ridge was last chosen: 20 of 20, 20 of 28, 40 of 40, 40 of 55 rows."""
+    H, labels = noisy(130, width)
+    H_test, _ = noisy(9, width, seed=5)
+    bounds = (0, 20, 28, 40, 55, 61, 130)
+    straight, resumed = RidgeHead(width), RidgeHead(width)
+    chosen = []
+    for session, (start, stop) in enumerate(pairwise(bounds)):
+        if session == cut:
+            again = RidgeHead(width)
+            again.load_state_dict(resumed.state_dict())
+            resumed = again
+        for head in (straight, resumed):
+            head.update(H[start:stop], labels[start:stop], 4)
+            head.tune()
+        assert resumed.lam == straight.lam
+        assert torch.equal(resumed.logits(H_test), straight.logits(H_test))
+        assert all(torch.equal(resumed.state_dict()[key], value) for key, value in straight.state_dict().items())
+        chosen.append(int(straight.state_dict()["counts"][4]))
+    assert chosen == [20, 20, 40, 40, 61, 130]
+
+
+@pytest.mark.parametrize(
+    ("H", "labels"),
+    [
+        (torch.zeros(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])),  # dead features, Gram form
+        (torch.zeros(3, 4), torch.tensor([0, 1, 0])),  # and rows form
+        (torch.ones(1, 4), torch.tensor([0])),  # one clip
+        (torch.ones(9, 4), torch.tensor([0, 1, 2] * 3)),  # all alike
+        (torch.eye(4).repeat(2, 1), torch.tensor([0, 1, 2, 3] * 2)),  # duplicates, fitted perfectly
+        (torch.eye(4) * 1e7, torch.tensor([0, 1, 2, 3])),  # n = width, fitted perfectly
+        (torch.full((5, 4), 1e-9), torch.tensor([0, 1, 0, 1, 1])),
+    ],
+)
+def test_tune_never_yields_nan(H: Tensor, labels: Tensor) -> None:
+    head = RidgeHead(4)
+    head.update(H, labels, 4)
+    assert np.isfinite(head._gcv(LAMBDAS)).all()
+    assert head.tune() in LAMBDAS
+    assert bool(head.logits(H).isfinite().all())
+
+
+def test_tune_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="call update first"):
+        RidgeHead(3).tune()
+    head = RidgeHead(3)
+    head.update(torch.ones(2, 3), torch.tensor([0, 1]), 2)
+    with pytest.raises(ValueError, match="must be positive"):
+        head.tune((1.0, 0.0))
+    with pytest.raises(ValueError, match="empty"):
+        head.tune(())
+
+
+def test_a_session_of_one_row_a_class_is_tuned_by_leave_one_out() -> None:
+    H, labels = noisy(4, 10)
+    assert sorted(labels.tolist()) == [0, 1, 2, 3]
+    assert choose_lambda(H, labels, 6, seed=0) == ridge_loo(H, one_hot(labels, 6))
+    more, more_labels = noisy(5, 10)
+    assert choose_lambda(more, more_labels, 6, seed=0) != ridge_loo(more, one_hot(more_labels, 6))

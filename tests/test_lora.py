@@ -208,7 +208,7 @@ def test_the_global_generator_is_left_alone() -> None:
 
 
 def test_bad_places_are_named() -> None:
-    with pytest.raises(UnknownNameError, match="'kproj'.*did you mean k_proj"):
+    with pytest.raises(UnknownNameError, match=r"'kproj'.*did you mean k_proj"):
         SessionLoRA(network(), blocks=(0,), targets=("kproj",), rank=1)
     with pytest.raises(ConfigError, match="no target"):
         SessionLoRA(network(), blocks=(0,), targets=(), rank=1)

@@ -160,8 +160,7 @@ def test_only_the_open_session_is_read(name: str) -> None:
 @every_method
 def test_learns_more_than_chance(name: str) -> None:
     """Class templates in noise are easy: a method that mixes up columns or labels falls to one in six."""
-    settings = {"finetune": {"epochs": 3}, "joint": {"epochs": 3}}.get(name, {})
-    method = build(name, **settings)
+    method = build(name, **({"epochs": 6, "lr_head": 0.05} if name in ("finetune", "joint") else {}))
     learn(method, *range(steps(method)))
     mel, labels = clips_of((0, 1, 2, 3, 4, 5), method.backbone, per_class=8, seed=5)
     right = scores(method, mel).argmax(1) == torch.from_numpy(labels)

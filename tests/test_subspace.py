@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learners import FRAMES, NETWORKS, network
+from learners import FRAMES, network
 from torch import Tensor, nn
 
 from audiocl_bench.backbones.base import Backbone

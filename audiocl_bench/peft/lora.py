@@ -41,7 +41,7 @@ class SessionLoRA:
             UnknownNameError: a target is no projection of the backbone's attention.
             ConfigError: there is no target or no block.
         """
-        known = [name for name, _ in backbone.blocks[0].attn.named_children()]
+        known = [name for name, _ in backbone.blocks[0].get_submodule("attn").named_children()]
         for target in targets:
             if target not in known:
                 raise unknown_name("LoRA target (setting 'targets')", target, known)
