@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from audiocl_bench import heads
 from audiocl_bench.errors import CheckpointError
 from audiocl_bench.heads import (
     LAMBDAS,
@@ -22,12 +21,15 @@ from audiocl_bench.heads import (
     NCMHead,
     RandomProjection,
     RidgeHead,
+    _linalg,
     choose_lambda,
     holdout,
     one_hot,
     ridge_loo,
     ridge_path,
+    search,
 )
+from audiocl_bench.heads.search import first_minimum
 
 WIDTH = 300
 CLASSES = 20
@@ -317,8 +319,8 @@ def test_ridge_below_rounding_still_gives_the_minimum_norm_fit(rows: int) -> Non
 def test_large_update_in_chunks_equals_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     H, labels = stream()
     want = fed(H, labels, 600).solve(1.0)
-    monkeypatch.setattr(heads, "_CHUNK", 37)
-    monkeypatch.setattr(heads, "_PANEL", 11)  # several tiles in every triangular loop
+    monkeypatch.setattr(_linalg, "CHUNK", 37)
+    monkeypatch.setattr(_linalg, "PANEL", 11)  # several tiles in every triangular loop
     assert error(fed(H, labels, 600).solve(1.0), want) < 1e-10
     small = fed(H[:250], labels[:250], 90)
     small.solve(1.0)
@@ -340,7 +342,7 @@ def direct_path(H_fit: Tensor, Y_fit: Tensor, H_val: Tensor, Y_val: Tensor) -> l
 @pytest.mark.parametrize("limit", [2048, 10])
 @pytest.mark.parametrize("rows", [160, 480])
 def test_path_equals_direct_solves(rows: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "_EIGH_LIMIT", limit)
+    monkeypatch.setattr(search, "_EIGH_LIMIT", limit)
     H, labels = stream()
     order = torch.from_numpy(np.random.default_rng(2).permutation(600))
     H, Y = H[order], one_hot(labels[order], CLASSES)
@@ -390,10 +392,10 @@ def test_float32_path_would_be_garbage() -> None:
 
 
 def test_non_finite_errors_never_win_and_all_non_finite_is_an_error() -> None:
-    found = heads._choose((1.0, 2.0, 3.0, 4.0), (math.nan, 0.5, 0.5, math.inf))
+    found = first_minimum((1.0, 2.0, 3.0, 4.0), (math.nan, 0.5, 0.5, math.inf))
     assert found.lam == 2.0
     with pytest.raises(ValueError, match="no ridge candidate"):
-        heads._choose((1.0, 2.0), (math.nan, math.inf))
+        first_minimum((1.0, 2.0), (math.nan, math.inf))
     huge = torch.full((4, 6), 1e200, dtype=torch.float64)
     with pytest.raises((ValueError, torch.linalg.LinAlgError)):
         ridge_path(huge, one_hot(torch.arange(4), 4), huge, one_hot(torch.arange(4), 4))

@@ -1,0 +1,403 @@
+"""Exact streaming ridge regression (RanPAC; ACIL; PACE Eq 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiocl_bench.heads import _linalg
+from audiocl_bench.heads._inputs import State, check_features, check_labels, check_ridge, check_tensor, one_hot
+from audiocl_bench.heads._linalg import (
+    add_gram,
+    cholesky,
+    eigh,
+    lower_solve,
+    lower_transposed_solve,
+    pack_lower,
+    unpack_lower,
+)
+from audiocl_bench.heads.search import LAMBDAS, candidates_of, first_minimum
+
+
+class RidgeHead:
+    """Exact streaming ridge regression to one-hot targets (RanPAC, ACIL, PACE sec. 3.4).
+
+    For all features H [n, width] and one-hot labels Y [n, C] seen so far, `solve(lam)` returns
+
+        W = (H^T H + lam I)^-1 H^T Y                                        (RanPAC W_o; fixed point of PACE Eq 2 and 3)
+
+    Two forms of the same statistics, changed over once and invisibly:
+
+    * n < width: rows [R Z], block by block an orthogonal rotation of [H Y]. R^T R = H^T H and R^T Z = H^T Y, so W is
+      unchanged, and each update's block is a function of that update's Gram matrix and class sums alone: single clips
+      are not stored. W = R^T (R R^T + lam I)^-1 Z costs n^2 instead of width^2 per unknown, and with a fixed ridge
+      the Cholesky factor of R R^T + lam I grows by the new rows only.
+    * n >= width: G = H^T H (lower triangle) and Q = H^T Y, Cholesky of G + lam I.
+
+    All features are float64 inside, whatever their type outside. Labels may appear in any order and classes may be
+    added at any time; a class without samples has a zero column.
+
+    Args:
+        width: number of features.
+    """
+
+    def __init__(self, width: int) -> None:
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}.")
+        self.width = width
+        self._samples = 0
+        self._classes = 0
+        self._lam: float | None = None
+        self._tuned_at = 0  # samples at the last `tune`
+        self._weights: Tensor | None = None
+        # Square-root form.
+        self._rows = 0
+        self._blocks: list[int] = []
+        self._R = torch.empty(0, width, dtype=torch.float64)
+        self._Z = torch.empty(0, 0, dtype=torch.float64)
+        # Gram form.
+        self._G: Tensor | None = None
+        self._Q: Tensor | None = None
+        # Derived from R, never saved: K = R R^T and L L^T = K + lam I, both [rows, rows] in growing buffers.
+        self._K = torch.empty(0, 0, dtype=torch.float64)
+        self._K_blocks = 0
+        self._L = torch.empty(0, 0, dtype=torch.float64)
+        self._L_blocks = 0
+        self._L_base = 0  # rows of L that came from one factorisation; the others were grown block by block
+
+    @property
+    def num_samples(self) -> int:
+        """Number of rows learnt so far."""
+        return self._samples
+
+    @property
+    def num_classes(self) -> int:
+        """Number of columns of W."""
+        return self._classes
+
+    @property
+    def form(self) -> Literal["rows", "gram"]:
+        """Which form the statistics have now: "rows" (fewer samples than features) or "gram"."""
+        return "rows" if self._G is None else "gram"
+
+    @property
+    def lam(self) -> float | None:
+        """The ridge of the last `solve`, None before the first."""
+        return self._lam
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept between sessions, i.e. the size of `state_dict()`."""
+        if self._G is None:
+            numbers = self._rows * (self.width + self._classes) + len(self._blocks)
+        else:
+            numbers = self.width * (self.width + 1) // 2 + self.width * self._classes
+        return 8 * (numbers + 6)
+
+    def gram(self) -> tuple[Tensor, Tensor]:
+        """Return (G = H^T H [width, width], Q = H^T Y [width, C]) over everything seen, for inspection."""
+        if self._G is not None and self._Q is not None:
+            return torch.tril(self._G) + torch.tril(self._G, -1).T, self._Q.clone()
+        R, Z = self._kept_rows()
+        return R.T @ R, R.T @ Z
+
+    # ............................................................................................ learning
+
+    def update(self, H: Tensor, labels: Tensor, num_classes: int) -> None:
+        """Learn rows `H` [n, width] (any float type) with integer `labels` [n] in [0, num_classes).
+
+        `num_classes` counts all classes seen so far; new ones get zero columns first (ACIL: targets of absent classes
+        are zero, exactly as in joint one-hot ridge). n may be 0.
+
+        Raises:
+            ValueError: wrong shape, NaN or infinity, a label out of range, or fewer classes than before.
+        """
+        H = check_features(H, self.width)
+        labels = check_labels(labels, H.shape[0], num_classes, self._classes)
+        self._add_classes(num_classes)
+        self._weights = None
+        if self._G is None and self._rows + H.shape[0] >= self.width:
+            self._to_gram()
+        for start in range(0, H.shape[0], _linalg.CHUNK):
+            part = H[start : start + _linalg.CHUNK]
+            targets = one_hot(labels[start : start + _linalg.CHUNK], num_classes)
+            if self._G is None:
+                self._append_block(part, targets)
+            else:
+                assert self._Q is not None
+                add_gram(self._G, part)  # RanPAC: G += sum h h^T
+                self._Q.addmm_(part.T, targets)  # RanPAC: Q += sum h onehot(y)^T
+        self._samples += H.shape[0]
+
+    def _add_classes(self, num_classes: int) -> None:
+        if num_classes == self._classes:
+            return
+        if self._Q is not None:
+            self._Q = torch.nn.functional.pad(self._Q, (0, num_classes - self._classes))
+        else:
+            self._Z = torch.nn.functional.pad(self._Z, (0, num_classes - self._classes))
+        self._classes = num_classes
+
+    def _kept_rows(self) -> tuple[Tensor, Tensor]:
+        return self._R[: self._rows], self._Z[: self._rows]
+
+    def _append_block(self, H: Tensor, Y: Tensor) -> None:
+        # U diagonalises H H^T, so U^T H are the block's scaled principal axes: they follow from H^T H alone. U is
+        # orthogonal to rounding whatever its accuracy as an eigenbasis, hence no statistic changes.
+        _, U = torch.linalg.eigh(H @ H.T)
+        count = H.shape[0]
+        self._reserve(self._rows + count)
+        torch.mm(U.T, H, out=self._R[self._rows : self._rows + count])
+        torch.mm(U.T, Y, out=self._Z[self._rows : self._rows + count])
+        self._rows += count
+        self._blocks.append(count)
+
+    def _reserve(self, rows: int) -> None:
+        """Make room for `rows` rows. Untouched room costs no memory, so the buffers double."""
+        if rows <= self._R.shape[0]:
+            return
+        capacity = min(self.width, max(256, 1 << (rows - 1).bit_length()))
+        for name in ("_R", "_Z"):
+            old: Tensor = getattr(self, name)
+            new = old.new_empty(capacity, old.shape[1])
+            new[: self._rows] = old[: self._rows]
+            setattr(self, name, new)
+
+    def _to_gram(self) -> None:
+        """Change over to G = R^T R, Q = R^T Z: the same statistics, since [R Z] is a rotation of [H Y]."""
+        R, Z = self._kept_rows()
+        self._G = torch.zeros(self.width, self.width, dtype=torch.float64)
+        add_gram(self._G, R)
+        self._Q = R.T @ Z
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        self._rows, self._blocks = 0, []
+        self._R = torch.empty(0, self.width, dtype=torch.float64)
+        self._Z = torch.empty(0, self._classes, dtype=torch.float64)
+        self._K, self._K_blocks = torch.empty(0, 0, dtype=torch.float64), 0
+        self._forget_factor()
+
+    def _forget_factor(self) -> None:
+        self._L, self._L_blocks, self._L_base = torch.empty(0, 0, dtype=torch.float64), 0, 0
+
+    # ............................................................................................. solving
+
+    def solve(self, lam: float) -> Tensor:
+        """Return W [width, C] = (H^T H + lam I)^-1 H^T Y over everything seen, and use it in `logits` from now on.
+
+        `lam` > 0 is the ridge (RanPAC lambda, ACIL gamma), in units of h^2.
+
+        Raises:
+            ValueError: the ridge is not positive, or nothing was learnt.
+        """
+        lam = check_ridge(lam)
+        if self._classes == 0:
+            raise ValueError("the ridge head has learnt nothing yet: call update first.")
+        if self._weights is not None and lam == self._lam:
+            return self._weights
+        if lam != self._lam:
+            self._forget_factor()
+        self._lam = lam
+        self._weights = self._solve_gram(lam) if self._G is not None else self._solve_rows(lam)
+        return self._weights
+
+    def _solve_gram(self, lam: float) -> Tensor:
+        assert self._G is not None
+        assert self._Q is not None
+        A = self._G.clone()
+        A.diagonal().add_(lam)  # A = R_t^-1 of PACE Eq 2, kept un-inverted
+        L = cholesky(A)
+        if L is not None:
+            return torch.cholesky_solve(self._Q, L)  # W_t = R_t Q: closed form of PACE Eq 3, RanPAC W_o
+        values, V = eigh(self._G)  # lam is below the rounding of G: the spectrum is cut at zero instead
+        return V @ ((V.T @ self._Q) / (values + lam)[:, None])
+
+    def _solve_rows(self, lam: float) -> Tensor:
+        R, Z = self._kept_rows()
+        if self._rows == 0:
+            return torch.zeros(self.width, self._classes, dtype=torch.float64)
+        self._grow_gram_of_rows()
+        if self._grow_factor(lam):
+            L = self._L[: self._rows, : self._rows]
+            alpha = lower_transposed_solve(L, lower_solve(L, Z))
+        else:  # lam is below the rounding of K: the spectrum is cut at zero instead
+            values, U = eigh(self._K[: self._rows, : self._rows])
+            alpha = U @ ((U.T @ Z) / (values + lam)[:, None])
+        return R.T @ alpha  # push-through identity: R^T (R R^T + lam I)^-1 Z = (R^T R + lam I)^-1 R^T Z
+
+    def _extents(self, first: int) -> Iterator[tuple[int, int]]:
+        """Yield (start row, stop row) of the blocks from number `first` on."""
+        start = sum(self._blocks[:first])
+        for count in self._blocks[first:]:
+            yield start, start + count
+            start += count
+
+    def _square(self, old: Tensor, used: int) -> Tensor:
+        """Return a square buffer as large as R's row capacity, with the first `used` rows of `old` in it."""
+        capacity = self._R.shape[0]
+        if old.shape[0] == capacity:
+            return old
+        new = old.new_empty(capacity, capacity)
+        new[:used, :used] = old[:used, :used]
+        return new
+
+    def _grow_gram_of_rows(self) -> None:
+        """Bring the lower triangle of K = R R^T up to date: only new rows are multiplied."""
+        self._K = self._square(self._K, sum(self._blocks[: self._K_blocks]))
+        for start, stop in self._extents(self._K_blocks):
+            self._K[start:stop, :stop] = self._R[start:stop] @ self._R[:stop].T
+        self._K_blocks = len(self._blocks)
+
+    def _grow_factor(self, lam: float) -> bool:
+        """Bring L with L L^T = K + lam I up to date; return False where K + lam I is not positive definite."""
+        if self._L_base:
+            self._L = self._square(self._L, sum(self._blocks[: self._L_blocks]))
+            for start, stop in self._extents(self._L_blocks):
+                # PACE Eq 2 in dual form: L22 L22^T = lam (I + Zh_t R_{t-1} Zh_t^T), the matrix that Eq 2 inverts.
+                L21 = lower_solve(self._L[:start, :start], self._K[start:stop, :start].T).T
+                schur = self._K[start:stop, start:stop] - L21 @ L21.T
+                schur.diagonal().add_(lam)
+                L22 = cholesky(schur)
+                if L22 is None:
+                    self._forget_factor()
+                    break
+                self._L[start:stop, :start] = L21
+                self._L[start:stop, start:stop] = L22
+                self._L_blocks += 1
+        return bool(self._L_base) or self._factor(lam, self._rows)
+
+    def _factor(self, lam: float, rows: int) -> bool:
+        """Factor the first `rows` rows of K + lam I at once."""
+        A = self._K[:rows, :rows].clone()
+        A.diagonal().add_(lam)
+        L = cholesky(A)
+        if L is None:
+            return False
+        self._L = self._square(torch.empty(0, 0, dtype=torch.float64), 0)
+        self._L[:rows, :rows] = L
+        self._L_base = rows
+        done = 0
+        for number, count in enumerate(self._blocks, 1):
+            done += count
+            if done == rows:
+                self._L_blocks = number
+        return True
+
+    def tune(self, lambdas: Sequence[float] = LAMBDAS, *, growth: float = 1.5) -> float:
+        """Choose the ridge from everything seen, once the data has grown by `growth` since the last choice, and solve.
+
+        Generalised cross-validation (Golub, Heath and Wahba 1979, Eq 1.4): with A(lam) = H (H^T H + lam I)^-1 H^T,
+
+            GCV(lam) = (1/n) ||(I - A) Y||^2 / ((1/n) tr(I - A))^2
+
+        which needs no clip, no split and no draw: rotating [H Y] changes neither norm nor trace, so the kept statistics
+        are enough. Waiting for `growth` bounds the cost of all choices by a few times that of the last one.
+
+        Returns:
+            the ridge in use (the one of the last choice where the data has not grown enough).
+
+        Raises:
+            ValueError: nothing was learnt, or a candidate is not positive.
+        """
+        candidates = candidates_of(lambdas)
+        if self._samples == 0:
+            raise ValueError("the ridge head has learnt nothing yet: call update first.")
+        if self._lam is None or self._samples >= growth * self._tuned_at:
+            self._tuned_at = self._samples
+            self.solve(first_minimum(candidates, self._gcv(candidates)).lam)
+        assert self._lam is not None
+        self.solve(self._lam)
+        return self._lam
+
+    def _gcv(self, candidates: Sequence[float]) -> list[float]:
+        n = self._samples
+        if self._G is None:
+            self._grow_gram_of_rows()
+            values, U = eigh(self._K[: self._rows, : self._rows])  # R R^T = U diag(e) U^T
+            energy = (U.T @ self._kept_rows()[1]).square().sum(1)  # ||(U^T Z)_k||^2
+            # I - A has eigenvalues lam / (e + lam); the factor lam cancels, so the smallest ridges keep their digits.
+            return [
+                float(n * (energy / (values + lam) ** 2).sum() / (1 / (values + lam)).sum() ** 2) for lam in candidates
+            ]
+        assert self._Q is not None
+        values, V = eigh(self._G)  # H^T H = V diag(v) V^T
+        # ||u_k^T Y||^2 for H's left singular vectors u_k: how much of Y lies along each. The eigenvalues below the
+        # rounding of G carry none that can be told from noise.
+        known = values > values[-1] * self.width * torch.finfo(values.dtype).eps
+        along = torch.where(known, (V.T @ self._Q).square().sum(1) / values, 0.0)
+        # What no ridge fits (||Y||^2 = n for one-hot Y): exactly nothing where H has as many directions as rows.
+        outside = max(n - float(along.sum()), 0.0) if int(known.sum()) < n else 0.0
+        errors = []
+        for lam in candidates:
+            left = lam / (values + lam)  # eigenvalues of I - A on the span of H; sums of these lose no digits
+            residual = outside + float((along * left.square()).sum())
+            errors.append(n * residual / (n - self.width + float(left.sum())) ** 2)
+        return errors
+
+    # .......................................................................................... predicting
+
+    def logits(self, H: Tensor) -> Tensor:
+        """Return H W [n, C] in float64 for rows `H` [n, width], solving again where data came since `solve`.
+
+        Raises:
+            ValueError: wrong shape, NaN or infinity, or `solve` was never called.
+        """
+        if self._lam is None:
+            raise ValueError("the ridge head has no ridge yet: call solve first.")
+        return check_features(H, self.width) @ self.solve(self._lam)
+
+    def predict(self, H: Tensor) -> Tensor:
+        """Return the class with the largest logit, int64 [n]."""
+        return self.logits(H).argmax(1)
+
+    # ................................................................................................ state
+
+    def state_dict(self) -> State:
+        """Return everything kept, as plain tensors; `load_state_dict` continues bit for bit."""
+        lam = float("nan") if self._lam is None else self._lam
+        state = {
+            "counts": torch.tensor(
+                [self._samples, self._classes, self._rows, self._L_base, self._tuned_at], dtype=torch.int64
+            ),
+            "lam": torch.tensor(lam, dtype=torch.float64),
+        }
+        if self._G is not None and self._Q is not None:
+            return state | {"G": pack_lower(self._G), "Q": self._Q.clone()}
+        R, Z = self._kept_rows()
+        return state | {"R": R.clone(), "Z": Z.clone(), "blocks": torch.tensor(self._blocks, dtype=torch.int64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict()` of a head of the same width returned.
+
+        Raises:
+            ValueError: an entry is missing or has another type or shape.
+        """
+        counts = check_tensor(state, "counts", (5,), torch.int64).tolist()
+        lam = float(check_tensor(state, "lam", (), torch.float64))
+        samples, classes, rows, base, tuned_at = (int(count) for count in counts)
+        fresh = RidgeHead(self.width)
+        fresh._samples, fresh._classes, fresh._tuned_at = samples, classes, tuned_at
+        fresh._lam = None if np.isnan(lam) else lam
+        if samples >= self.width:
+            packed = check_tensor(state, "G", (self.width * (self.width + 1) // 2,), torch.float64)
+            fresh._G = unpack_lower(packed, self.width)
+            fresh._Q = check_tensor(state, "Q", (self.width, classes), torch.float64)
+        else:
+            R = check_tensor(state, "R", (rows, self.width), torch.float64)
+            Z = check_tensor(state, "Z", (rows, classes), torch.float64)
+            fresh._Z = torch.empty(0, classes, dtype=torch.float64)
+            fresh._reserve(rows)
+            fresh._R[:rows], fresh._Z[:rows] = R, Z
+            fresh._rows = rows
+            fresh._blocks = [int(count) for count in check_tensor(state, "blocks", (None,), torch.int64)]
+            if sum(fresh._blocks) != rows:
+                raise ValueError("the head's state 'blocks' must sum to its number of rows.")
+            if base and fresh._lam is not None:
+                fresh._grow_gram_of_rows()
+                fresh._factor(fresh._lam, base)  # then grown by the same blocks as before: the same bits
+        self.__dict__.update(fresh.__dict__)
