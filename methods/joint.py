@@ -17,6 +17,7 @@ class JointConfig(FineTuneConfig):
     """Settings of joint training: fine-tuning's, with epochs that suit the whole stream."""
 
     epochs: int | None = setting(10, "ours: the loss has flattened; E_0 counts epochs of the first session only", low=1)
+    lr_head: float = setting(0.05, "ours: 0.01 leaves the head far from done (docs/findings.md)", low=0)
 
 
 @register("joint")
