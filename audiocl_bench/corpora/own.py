@@ -16,6 +16,7 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,8 +118,8 @@ class _OwnCorpus(Corpus):
             raise CorpusError(f"corpus '{self.name}': {root} is not a directory. {self.info.how_to_get}")
         return make_index(self._clips(root))
 
-    def _clips(self, root: Path) -> Iterator[Clip]:
-        raise NotImplementedError
+    @abstractmethod
+    def _clips(self, root: Path) -> Iterator[Clip]: ...
 
     def _regex(self, name: str) -> str | None:
         expression: str | None = getattr(self, f"{name}_regex")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,7 +15,7 @@ from audiocl_bench.heads._inputs import State, check_features, check_labels, che
 from audiocl_bench.heads._linalg import add_gram, cholesky, pack_lower, unpack_lower
 
 
-class _ClassMeans:
+class _ClassMeans(ABC):
     """Streaming class sums s_c [C, width] and counts n_c [C]."""
 
     def __init__(self, width: int) -> None:
@@ -69,8 +70,8 @@ class _ClassMeans:
             raise ValueError("the head has learnt nothing yet: call update first.")
         return self._scores(H).masked_fill(self._counts == 0, -torch.inf)
 
-    def _scores(self, H: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _scores(self, H: Tensor) -> Tensor: ...
 
     def predict(self, H: Tensor) -> Tensor:
         """Return the class with the largest score, int64 [n]."""
