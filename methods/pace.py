@@ -75,6 +75,10 @@ class PACEConfig(MethodConfig):
     regulariser_weight: float = setting(1.0, "not stated", low=0)
     copies: int = setting(20, "stated: N_p masked copies per clip", low=1)
     copies_per_step: int = setting(1, "not stated: masked copies that stand for S_i in one step", low=1)
+    temporary: Literal["head", "class-means"] = setting(
+        "head",
+        "not stated: what classifies masked copies on the previous backbone, the warmed-up head or the class means",
+    )
     rho_boundary: float = setting(0.3, "stated: rho_p, error rate over the copies that marks a clip", low=0, high=1)
     margin: float = setting(0.25, "stated: delta", low=0)
     time_mask: float = setting(0.2, "not stated: r_T, share of the frames", low=0, high=1)
@@ -252,37 +256,40 @@ class PACE(ClosedFormMethod):
 
     @torch.no_grad()
     def _boundary(self, head: nn.Linear, session: Session) -> tuple[Tensor, Tensor, Tensor]:
-        """Find the boundary set B_t with the temporary model (previous backbone and warmed-up head).
+        """Find the boundary set B_t with the temporary model (previous backbone, and `temporary`).
 
         Returns:
             class means mu [C_t, D], boundary features b [n, D] (misclassified masked copies of boundary-prone clips),
             and the position of the clip that each b comes from [n]; all L2-normalised.
         """
-        config, dim = self.config, self.backbone.dim
+        config, count = self.config, len(session.classes)
         generator = self.context.generator("boundary copies", session.index)
-        sums = torch.zeros(len(session.classes), dim, device=self.context.device)
+        sums = torch.zeros(count, self.backbone.dim, device=self.context.device)
+        for clips, y in session.batches(64):
+            z = F.normalize(self.backbone.features(clips.mel), dim=-1)
+            sums.index_add_(0, local_labels(y, session.classes), z)
+        means = F.normalize(sums, dim=-1)
         found, owners, perturbed, prone = [], [], 0, 0
         order = self.context.generator("boundary clips", session.index)
         for clips, y in session.batches(16, shuffle=order):
-            local = local_labels(y, session.classes)
-            sums.index_add_(0, local, F.normalize(self.backbone.features(clips.mel), dim=-1))
             assert clips.index is not None
             room = config.boundary_clips - perturbed
             if room <= 0:
-                continue
-            mel, index, local = clips.mel[:room], clips.index[:room], local[:room]
+                break
+            mel, index, local = clips.mel[:room], clips.index[:room], local_labels(y, session.classes)[:room]
             perturbed += len(mel)
             # x~^k = Q(x, r_T, r_F)
-            copies = torch.cat([self._masked(mel, generator) for _ in range(config.copies)])
-            raw = self.backbone.features(copies)
-            wrong = (head(raw).argmax(1).view(config.copies, -1) != local).float()
+            raw = self.backbone.features(torch.cat([self._masked(mel, generator) for _ in range(config.copies)]))
+            z = F.normalize(raw, dim=-1)
+            scores = head(raw) if config.temporary == "head" else z @ means.T
+            wrong = (scores.argmax(1).view(config.copies, -1) != local).float()
             marked = wrong.mean(0) > config.rho_boundary  # Eq. 6-7
             prone += int(marked.sum())
             keep = (wrong.bool() & marked).view(-1)
-            found.append(F.normalize(raw[keep], dim=-1))
+            found.append(z[keep])
             owners.append(index.to(raw.device).repeat(config.copies)[keep])
         self.context.report.note("boundary_prone", prone)
-        return F.normalize(sums, dim=-1), torch.cat(found), torch.cat(owners)
+        return means, torch.cat(found), torch.cat(owners)
 
     def _masked(self, mel: Tensor, generator: torch.Generator) -> Tensor:
         return mask_time_frequency(
