@@ -47,6 +47,9 @@ Status = Literal["done", "reused", "busy"]
 
 EVAL_BATCH = 64
 AUDIT_CLIPS = 16
+CLASSIFY_BATCH = 1024  # rows of features: a wide random projection of them in float64 stays under 100 MB
+CHEAP_SAVE = 0.02  # seconds; a checkpoint that took less is written after every session ...
+CHECKPOINT_RATIO = 4  # ... and a dearer one when this many times its cost has passed since
 
 
 class Monitor(Protocol):
@@ -117,7 +120,7 @@ def run_id(plan: Plan, material: Material) -> str:
     }
     if plan.method.source_hash:
         settings["source"] = plan.method.source_hash
-    if material.benchmark.own_data:  # what a built-in benchmark fixes, its owner may change
+    if material.benchmark.own_data or material.benchmark.mini:  # not frozen: what the owner or our synthesis may change
         settings["own"] = {"epochs": material.benchmark.first_session_epochs, "audio": material.store.key}
     return make_run_id(
         method=plan.method.name,
@@ -222,6 +225,8 @@ class _Run:
         self.whole = plan.method.takes_whole_stream
         self.reporter = _SessionReporter(monitor)
         self.progress = _Progress(started_at=_now())
+        self._shuffled: dict[int, np.ndarray] = {}
+        self._saved_at, self._save_seconds = -math.inf, 0.0
         self.method = self._build()
 
     # ---- the life of a run ------------------------------------------------------------------------------------------
@@ -302,7 +307,7 @@ class _Run:
             }
         )
         self.progress.next_session = t + 1
-        self._save(state)
+        self._save_if_due(state)
         self.monitor.session_done(t, self._accuracy(predicted, t))
 
     # ---- what the method may see ------------------------------------------------------------------------------------
@@ -324,8 +329,10 @@ class _Run:
 
     def _test_rows(self, i: int) -> np.ndarray:
         """Test clips of session i, in an order that tells nothing of their class."""
-        rows = self.stream.rows(i, "test")
-        return rows[seeding.numpy_generator(self.plan.seed, "test order", i).permutation(len(rows))]
+        if i not in self._shuffled:
+            rows = self.stream.rows(i, "test")
+            self._shuffled[i] = rows[seeding.numpy_generator(self.plan.seed, "test order", i).permutation(len(rows))]
+        return self._shuffled[i]
 
     @torch.no_grad()
     def _predict(self, t: int) -> Tensor:
@@ -340,25 +347,30 @@ class _Run:
                 batches = np.array_split(np.arange(len(rows)), range(EVAL_BATCH, len(rows), EVAL_BATCH))
                 encoded = [method.encode(Clips(read(batch).to(self.plan.device))) for batch in batches]
                 progress.features[i] = torch.cat(encoded).cpu()
-        scores = [method.classify(progress.features[i].to(self.plan.device)) for i in range(t + 1)]
-        self._check_scores(scores, t)
-        return torch.cat([part.argmax(1).cpu() for part in scores]).to(torch.int32)
+                if (found := len(progress.features[i])) != len(rows):
+                    raise MethodError(
+                        f"method {self.plan.method.name}: encode gave {found} features for the {len(rows)} test clips "
+                        f"of session {i}, but one row per clip is needed."
+                    )
+        # All sessions at once: TIMIT has 315 of them with a handful of clips each.
+        features = torch.cat([progress.features[i] for i in range(t + 1)])
+        return torch.cat([self._classified(part, t) for part in features.split(CLASSIFY_BATCH)])
 
-    def _check_scores(self, scores: list[Tensor], t: int) -> None:
-        """Refuse what is no prediction now, not after the last session."""
-        seen = int(sum(self.stream.session_sizes[: t + 1]))
-        for i, part in enumerate(scores):
-            wanted, found = (len(self._test_rows(i)), seen), tuple(part.shape)
-            if found != wanted:
-                raise MethodError(
-                    f"method {self.plan.method.name}: after session {t} the scores of {wanted[0]} test clips have "
-                    f"shape {list(found)}, but one row per clip and one column per class seen is {list(wanted)}."
-                )
-            if count := int(part.isnan().any(dim=1).sum()):
-                raise MethodError(
-                    f"method {self.plan.method.name}: after session {t} the scores of {count} of {len(part)} test "
-                    "clips are NaN; training may have diverged (lower the learning rate)."
-                )
+    def _classified(self, features: Tensor, t: int) -> Tensor:
+        """Return the predicted labels, int32; refuse what is no prediction now, not after the last session."""
+        scores = self.method.classify(features.to(self.plan.device))
+        wanted, found = (len(features), int(sum(self.stream.session_sizes[: t + 1]))), tuple(scores.shape)
+        if found != wanted:
+            raise MethodError(
+                f"method {self.plan.method.name}: after session {t} the scores of {wanted[0]} test clips have "
+                f"shape {list(found)}, but one row per clip and one column per class seen is {list(wanted)}."
+            )
+        if count := int(scores.isnan().any(dim=1).sum()):
+            raise MethodError(
+                f"method {self.plan.method.name}: after session {t} the scores of {count} of {len(scores)} test "
+                "clips are NaN; training may have diverged (lower the learning rate)."
+            )
+        return scores.argmax(1).to("cpu", torch.int32)
 
     def _tested_rows(self, t: int) -> np.ndarray:
         return np.concatenate([self._test_rows(i) for i in range(t + 1)])
@@ -368,12 +380,30 @@ class _Run:
         rows = self._tested_rows(t)
         right = predicted.numpy() == self.stream.labels[rows]
         session = self.stream.session_of_class[self.stream.labels[rows]]
-        return float(np.mean([right[session == i].mean() for i in range(t + 1)]))
+        return float(np.mean(np.bincount(session, right, t + 1) / np.bincount(session, minlength=t + 1)))
 
     # ---- checkpoint -------------------------------------------------------------------------------------------------
 
+    def _save_if_due(self, state: State) -> None:
+        """Write the checkpoint, unless it is dear and was just written.
+
+        What a kill can lose is thereby never more than `CHECKPOINT_RATIO` times what saving it would have cost. Some of
+        TIMIT's 315 sessions are far shorter than the writing of all statistics.
+        """
+        last = self.progress.next_session == self.stream.num_sessions
+        wait = CHECKPOINT_RATIO * self._save_seconds if self._save_seconds > CHEAP_SAVE else 0.0
+        if last or time.perf_counter() - self._saved_at >= wait:
+            begun = time.perf_counter()
+            self._save(state)
+            self._saved_at = time.perf_counter()
+            self._save_seconds = self._saved_at - begun
+
     def _save(self, state: State) -> None:
-        content = {"progress": vars(self.progress), "state": state}
+        progress = self.progress
+        # Many small tensors are slow to store: 315 sessions of TIMIT have four test clips each.
+        features = [progress.features[i] for i in range(len(progress.features))]
+        packed = {**vars(progress), "predicted": _pack(progress.predicted), "features": _pack(features)}
+        content = {"progress": packed, "state": state}
         # Into a Python file, because closing it says OSError on a full disk; torch alone says RuntimeError.
         with files.atomic_path(self.checkpoint, error=ResultsError) as temporary, temporary.open("wb") as stream:
             torch.save(content, stream)
@@ -389,6 +419,8 @@ class _Run:
                     raise ValueError(f"{damaged} is damaged")
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             progress = _Progress(**content["progress"])
+            progress.predicted = _unpack(content["progress"]["predicted"])
+            progress.features = dict(enumerate(_unpack(content["progress"]["features"])))
             self.method.load_state_dict(content["state"])
         except Exception as cause:
             self.monitor.message(f"{self.checkpoint} is unreadable ({type(cause).__name__}): starting again.")
@@ -457,6 +489,7 @@ class _Run:
             "seed": plan.seed,
             "fresh_final_accuracy": fresh,
             "own_data": material.benchmark.own_data,
+            "mini": material.benchmark.mini,
             "stand_in": backbone.stand_in,
             "audit_passed": passed,
             "audit": checks,
@@ -495,6 +528,15 @@ class _Run:
                 )
             )
         return pd.concat(parts, ignore_index=True)
+
+
+def _pack(parts: list[Tensor]) -> dict[str, Any]:
+    """Join tensors along their first axis, with their lengths."""
+    return {"values": torch.cat(parts) if parts else torch.zeros(0), "lengths": [len(part) for part in parts]}
+
+
+def _unpack(packed: dict[str, Any]) -> list[Tensor]:
+    return list(packed["values"].split(packed["lengths"])) if packed["lengths"] else []
 
 
 class _SessionReporter:
