@@ -7,7 +7,7 @@ describes a benchmark on one's own data in the same terms.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from audiocl_bench import corpora, splits, streams
 from audiocl_bench.corpora.base import Corpus
 from audiocl_bench.errors import ConfigError, CorpusError, unknown_name
 from audiocl_bench.files import home, write_text
+from audiocl_bench.mini.catalogue import PREFIX
 from audiocl_bench.split_rules import NUM_ORDERS
 from audiocl_bench.streams import Stream
 
@@ -38,6 +39,7 @@ class Benchmark(ABC):
         first_session_epochs: E_0, epochs of first-session adaptation.
         own_data: True for a user's own data, whose results never share a table with the published benchmarks.
         source: the TOML file, None for built-in benchmarks.
+        mini: True for a synthetic miniature, whose results never share a table with the published benchmarks either.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Benchmark(ABC):
     first_session_epochs: int
     own_data: bool
     source: Path | None
+    mini: bool = field(default=False, kw_only=True)
 
     def stream(self, protocol: str, order: int, index: pd.DataFrame | None = None) -> Stream:
         """Return the stream of a protocol and class order.
@@ -128,6 +131,7 @@ class Benchmark(ABC):
             "protocols": list(self.protocols),
             "orders": self.num_orders,
             "own_data": self.own_data,
+            "mini": self.mini,
             "source": None if self.source is None else str(self.source),
         }
 
@@ -212,17 +216,32 @@ _CATALOGUE: dict[str, _Row] = {
     "vocalset": _Row("vocalset", "VocalSet, singing technique", 16, 2, 1_520, 6),
 }
 
+# The same in miniature, synthetic, for machines without corpora: E_0 as above, except where one epoch is two steps.
+_MINI: dict[str, _Row] = {
+    "mini-esc50": _Row("mini-esc50", "environmental sound in miniature", 20, 2, 320, 10, 256),
+    "mini-us8k": _Row("mini-us8k", "urban sound in miniature", 10, 2, 240, 15, 256),
+    "mini-sc2": _Row("mini-sc2", "spoken keyword in miniature", 14, 2, 336, 5, 112),
+    "mini-timit2": _Row("mini-timit", "speaker identity in miniature, 2 per session", 24, 2, 240, 30, 256),
+    "mini-timit3": _Row("mini-timit", "speaker identity in miniature, 3 per session", 24, 3, 240, 30, 256),
+    "mini-vocalset": _Row("mini-vocalset", "singing technique in miniature", 16, 2, 320, 6, 256),
+}
+
 
 def names() -> tuple[str, ...]:
-    """Return the names of the built-in benchmarks, in catalogue order."""
+    """Return the names of the six built-in benchmarks, in catalogue order."""
     return tuple(_CATALOGUE)
+
+
+def mini_names() -> tuple[str, ...]:
+    """Return the names of their miniatures, in the same order: `mini-` and the name of the real one."""
+    return tuple(_MINI)
 
 
 def get(name_or_path: str) -> Benchmark:
     """Return a built-in benchmark by name, or the benchmark that a TOML file describes.
 
     Args:
-        name_or_path: one of `names()`, or the path of a `.toml` file.
+        name_or_path: one of `names()` or `mini_names()`, or the path of a `.toml` file.
 
     Raises:
         UnknownNameError: no such built-in benchmark.
@@ -232,11 +251,14 @@ def get(name_or_path: str) -> Benchmark:
         from audiocl_bench import toml_benchmark  # here, because it builds on this module
 
         return toml_benchmark.read(Path(name_or_path))
-    if name_or_path not in _CATALOGUE:
+    row = {**_CATALOGUE, **_MINI}.get(name_or_path)
+    if row is None:
         raise unknown_name(
-            "benchmark", name_or_path, names(), hint="For your own data give the path of a .toml description."
+            "benchmark",
+            name_or_path,
+            mini_names() if name_or_path.startswith(PREFIX) else names(),
+            hint="For your own data give the path of a .toml description.",
         )
-    row = _CATALOGUE[name_or_path]
     return FrozenBenchmark(
         name=name_or_path,
         title=row.title,
@@ -250,4 +272,5 @@ def get(name_or_path: str) -> Benchmark:
         source=None,
         num_classes=row.classes,
         num_clips=row.clips,
+        mini=name_or_path in _MINI,
     )

@@ -41,7 +41,8 @@ from audiocl_bench import __version__, metrics
 from audiocl_bench.errors import ResultsError, UnknownNameError, unknown_name
 from audiocl_bench.files import atomic_path, canonical_json, sha256_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added `mini` to the runs table."""
 
 _VERSION_KEY = b"audiocl_schema_version"
 _TABLE_KEY = b"audiocl_table"
@@ -94,6 +95,7 @@ RUNS_SCHEMA = pa.schema(
         # clips. It breaks the exemplar-free rule on purpose and is never ranked; null when not measured.
         _field("fresh_final_accuracy", pa.float64(), nullable=True),
         _field("own_data", pa.bool_()),
+        _field("mini", pa.bool_()),
         _field("stand_in", pa.bool_()),
         _field("comparable", pa.bool_()),
         _field("audit_passed", pa.bool_()),
@@ -327,7 +329,7 @@ def _derived(row: Mapping[str, Any], sessions: pd.DataFrame, predictions: pd.Dat
     peak = pd.to_numeric(ordered["peak_memory_mb"]).max()
     return {
         **{name: np.asarray(ordered[name]).sum().item() for name in _SESSION_TOTALS},
-        "comparable": not row["own_data"] and not row["stand_in"],
+        "comparable": not (row["own_data"] or row["mini"] or row["stand_in"]),
         "num_sessions": int(predictions["after_session"].max()) + 1,
         "num_classes": len({name for classes in ordered["classes"] for name in classes}),
         "peak_memory_mb": float(peak),
@@ -497,6 +499,7 @@ def read_table(path: Path, table: str) -> pa.Table:
         raise ResultsError(f"{path} cannot be read (no permission): check its permissions.") from cause
     except (pa.ArrowException, OSError, UnicodeDecodeError) as cause:
         raise ResultsError(f"{path} is damaged or no Parquet file: delete it and run again.") from cause
+    content = _upgraded(content, table, int(metadata[_VERSION_KEY]))
     if not content.schema.equals(expected):
         raise ResultsError(
             f"{path} has other columns than schema {SCHEMA_VERSION} ({_schema_change(content, expected)})."
@@ -504,6 +507,18 @@ def read_table(path: Path, table: str) -> pa.Table:
     if set(content.column("run_id").unique().to_pylist()) != {path.stem} or (table == "runs" and len(content) != 1):
         raise ResultsError(f"{path} holds another run than its name says: give the file back its own name.")
     return content
+
+
+def _upgraded(content: pa.Table, table: str, version: int) -> pa.Table:
+    """Bring a table of an older schema up to date: before schema 2 there were no miniatures."""
+    if table != "runs" or version >= 2 or "mini" in content.column_names:
+        return content
+    column = pa.array([False] * len(content), pa.bool_())
+    at = RUNS_SCHEMA.get_field_index("mini")
+    content = content.add_column(at, RUNS_SCHEMA.field("mini"), column)
+    newer = pa.array([SCHEMA_VERSION] * len(content), pa.int32())
+    at = RUNS_SCHEMA.get_field_index("schema_version")
+    return content.set_column(at, RUNS_SCHEMA.field("schema_version"), newer)
 
 
 def _check_version(path: Path, table: str, metadata: Mapping[bytes, bytes]) -> None:

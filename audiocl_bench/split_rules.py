@@ -1,4 +1,4 @@
-"""How the frozen splits of the five corpora are derived from their file manifests.
+"""How the frozen splits of the five corpora are derived from their file manifests, and those of their miniatures.
 
 `corpus_tables` is the whole recipe; `splits` writes its output down and reads it back. A benchmark never calls this at
 run time: what counts is the frozen file. The rules (spec: the six benchmarks, "Two split protocols"):
@@ -22,12 +22,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from audiocl_bench import assign
 from audiocl_bench.errors import StreamError
+from audiocl_bench.mini.catalogue import PREFIX, recipe
+from audiocl_bench.mini.catalogue import names as mini_names
 from audiocl_bench.seeding import numpy_generator
 
 SEED = 260203355
@@ -40,10 +43,11 @@ NUM_ORDERS = 5
 
 @dataclass(frozen=True)
 class Rule:
-    """What makes a clip a test clip under `grouped`, and in words."""
+    """What makes a clip a test clip under `grouped`, and in words, of the corpus and of its miniature."""
 
     is_test: Callable[[pd.DataFrame], pd.Series]
     text: str
+    mini_text: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def corpus_tables(corpus: str, manifests: Path) -> CorpusTables:
     paper = assign.stratified(
         labels, TEST_FRACTION, lambda label: numpy_generator(SEED, "splits", corpus, "paper", label)
     )
-    rule = GROUPED_RULES[corpus]
+    rule = GROUPED_RULES[corpus.removeprefix(PREFIX)]
     in_test = rule.is_test(used).astype(bool)
     # A group that reaches the test side is not allowed on the training side: its training clips are left out.
     keep = in_test | ~used["group"].isin(set(used.loc[in_test, "group"]))
@@ -93,7 +97,7 @@ def corpus_tables(corpus: str, manifests: Path) -> CorpusTables:
         orders=assign.class_orders(
             set(labels), NUM_ORDERS, lambda number, attempt: numpy_generator(SEED, "orders", corpus, number, attempt)
         ),
-        grouped_rule=rule.text,
+        grouped_rule=rule.text if corpus in GROUPED_RULES else rule.mini_text,
         groups=used[["clip_id", "group"]],
     )
 
@@ -162,22 +166,47 @@ def _vocalset(manifests: Path) -> pd.DataFrame:
     return clips
 
 
+def _mini(corpus: str, manifests: Path) -> pd.DataFrame:
+    """List a miniature's clips; they follow from the code, so no manifest is read."""
+    specs = pd.DataFrame([(s.clip_id, s.label, s.group, s.fold) for s in recipe(corpus).specs()])
+    return _clips(*(specs[column] for column in range(4)))
+
+
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "esc50": _esc50,
     "us8k": _us8k,
     "sc2": _sc2,
     "timit": _timit,
     "vocalset": _vocalset,
+    **{name: partial(_mini, name) for name in mini_names()},
 }
 
 GROUPED_RULES: dict[str, Rule] = {
-    "esc50": Rule(lambda c: c["fold"] == "5", "test = fold 5; training clips of its recordings left out"),
-    "us8k": Rule(
-        lambda c: c["fold"].isin(["9", "10"]), "test = folds 9 and 10; training clips of their recordings left out"
+    "esc50": Rule(
+        lambda c: c["fold"] == "5",
+        "test = fold 5; training clips of its recordings left out",
+        "test = fold 5 (sources disjoint)",
     ),
-    "sc2": Rule(lambda c: c["fold"] != "training", "test = official testing and validation lists (speakers disjoint)"),
-    "timit": Rule(lambda c: c["fold"].isin(["SA1", "SA2"]), "test = sentences SA1 and SA2 (text unseen in training)"),
-    "vocalset": Rule(lambda c: c["fold"] == "test", "test = official test singers (singers disjoint)"),
+    "us8k": Rule(
+        lambda c: c["fold"].isin(["9", "10"]),
+        "test = folds 9 and 10; training clips of their recordings left out",
+        "test = folds 9 and 10 (recordings disjoint)",
+    ),
+    "sc2": Rule(
+        lambda c: c["fold"] != "training",
+        "test = official testing and validation lists (speakers disjoint)",
+        "test = testing and validation voices (voices disjoint)",
+    ),
+    "timit": Rule(
+        lambda c: c["fold"].isin(["SA1", "SA2"]),
+        "test = sentences SA1 and SA2 (text unseen in training)",
+        "test = sentences SA1 and SA2 (text unseen in training)",
+    ),
+    "vocalset": Rule(
+        lambda c: c["fold"] == "test",
+        "test = official test singers (singers disjoint)",
+        "test = test singers (singers disjoint)",
+    ),
 }
 CORPORA = tuple(_READERS)
 PAPER_RULE = "stratified per class, 8:2 at random"

@@ -22,17 +22,14 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -50,6 +47,7 @@ from torch import Tensor
 from audiocl_bench import audio, files
 from audiocl_bench.audio import FrontEnd
 from audiocl_bench.errors import AudioclError, ConfigError, StoreError
+from audiocl_bench.processes import in_processes
 
 VERSION = 1
 """Raised whenever the layout of a store changes; part of every key, so that no version reads another's files."""
@@ -482,64 +480,13 @@ def _shard_key(inputs: str, front_end: FrontEnd) -> str:
 
 def _run(jobs: list[_Job], workers: int, tell: _Teller) -> Generator[tuple[_Job, _Built], None, None]:
     """Build shards, in other processes where that pays, and yield each as it is done."""
-    left = dict(enumerate(jobs))
-    processes = min(workers, len(jobs))
-    # A daemonic process (a data loader's worker) may not have children.
-    if processes > 1 and sum(len(job.clips) for job in jobs) >= _IN_PROCESS and not _is_daemon():
-        try:
-            with closing(_run_in_processes(jobs, processes, tell)) as run:
-                for number, built in run:
-                    yield left.pop(number), built
-        except BrokenProcessPool:
-            tell.say("a preparing process died (out of memory, or killed): going on in this process.")
-    for job in left.values():
-        with _one_thread():
-            built = _build(job)
-        yield job, built
-
-
-def _run_in_processes(jobs: list[_Job], processes: int, tell: _Teller) -> Generator[tuple[int, _Built], None, None]:
-    # "spawn", because a fork after torch started its threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
-    try:
-        with _deaf_children():
-            pending: dict[Future[_Built], int] = {pool.submit(_build, job): n for n, job in enumerate(jobs)}
-        for done in as_completed(pending):
-            yield pending[done], done.result()
-    except KeyboardInterrupt:
-        tell.say("stopping as soon as the shards in progress are written; the next run goes on from there.")
-        raise
-    finally:
-        # After an error or Ctrl-C: let the running shards end (a second or two each), so that they are not lost.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _is_daemon() -> bool:
-    return multiprocessing.current_process().daemon
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Keep Ctrl-C from processes started meanwhile (they inherit the mask): the parent alone ends them, quietly."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    few = sum(len(job.clips) for job in jobs) < _IN_PROCESS
+    with _one_thread():  # as the workers do
+        yield from in_processes(_build, jobs, 1 if few else workers, say=tell.say, start=_start_worker)
 
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A pool's worker would wait for ever for work from a parent that was killed.
-        Thread(target=_end_with, args=(parent.join,), daemon=True).start()
-
-
-def _end_with(wait: Callable[[], None]) -> None:
-    wait()
-    os._exit(1)
 
 
 @contextmanager

@@ -157,7 +157,8 @@ def test_every_corpus_has_a_complete_card() -> None:
         assert info.homepage.startswith("https://")
         assert info.citation.startswith("@")
         assert info.citation.count("{") == info.citation.count("}")
-        assert "DIR/" in info.how_to_get or "-C DIR" in info.how_to_get
+        assert f"audiocl data {'add' if info.needs_registration else 'get'} {info.name} " in info.how_to_get
+        assert "--data DIR`" in info.how_to_get
         assert all((info.title, info.folder, info.licence))
         assert info.needs_registration == (name == "timit")
 

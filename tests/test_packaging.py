@@ -49,7 +49,7 @@ def test_every_dependency_is_pinned() -> None:
     assert len(pinned) == len(pins)
     extras = PROJECT["project"]["optional-dependencies"].values()
     for requirement in [*PROJECT["project"]["dependencies"], *(item for extra in extras for item in extra)]:
-        assert distribution(requirement) in pinned, requirement
+        assert distribution(requirement) in pinned | {"audiocl"}, requirement  # an extra may take in another of ours
 
 
 def test_one_version() -> None:

@@ -41,6 +41,7 @@ def make_runs(*rows: dict[str, Any]) -> pd.DataFrame:
         "average_incremental_accuracy": 80.0,
         "forgetting": 5.0,
         "own_data": False,
+        "mini": False,
         "stand_in": False,
         "audit_passed": True,
         "train_seconds": 80.0,
@@ -50,7 +51,7 @@ def make_runs(*rows: dict[str, Any]) -> pd.DataFrame:
         "config_hash": "c0ffee00",
     }
     frame = pd.DataFrame([{**base, **row} for row in rows])
-    return frame.assign(comparable=~frame["own_data"] & ~frame["stand_in"])
+    return frame.assign(comparable=~(frame["own_data"] | frame["mini"] | frame["stand_in"]))
 
 
 def store(folder: Path, run_id: str, sessions: int, *, joint: bool = False, **changes: Any) -> ResultsDir:
@@ -89,6 +90,7 @@ def store(folder: Path, run_id: str, sessions: int, *, joint: bool = False, **ch
         "order": 2,
         "seed": 7,
         "own_data": False,
+        "mini": False,
         "stand_in": False,
         "audit_passed": True,
         "audit": {"batch_independence": {"passed": True, "largest_difference": 1e-7}},
@@ -162,11 +164,16 @@ def test_repeats_count_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "stand_in", "label"),
-    [(True, False, "own data"), (False, True, "stand-in backbone"), (True, True, "own data, stand-in backbone")],
+    ("why", "label"),
+    [
+        (("own_data",), "own data"),
+        (("mini",), "mini (synthetic data)"),
+        (("stand_in",), "stand-in backbone"),
+        (("own_data", "stand_in"), "own data, stand-in backbone"),
+    ],
 )
-def test_what_cannot_be_compared_is_labelled_and_apart(own: bool, stand_in: bool, label: str) -> None:
-    runs = make_runs({"final_accuracy": 99.0, "own_data": own, "stand_in": stand_in}, {"final_accuracy": 50.0})
+def test_what_cannot_be_compared_is_labelled_and_apart(why: tuple[str, ...], label: str) -> None:
+    runs = make_runs({"final_accuracy": 99.0, **dict.fromkeys(why, True)}, {"final_accuracy": 50.0})
     text = render(tables.runs_table(runs))
     assert text.index("50.00") < text.index(f"NOT COMPARABLE with published numbers: {label}") < text.index("99.00")
     assert text.count("final %") == 2  # two tables

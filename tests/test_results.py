@@ -86,6 +86,7 @@ def make_meta(run_id: str = "ncm-esc50-0", **changes: Any) -> dict[str, Any]:
         "order": 0,
         "seed": 0,
         "own_data": False,
+        "mini": False,
         "stand_in": False,
         "audit_passed": True,
         "audit": {"batch": {"passed": True}},
@@ -187,6 +188,8 @@ def test_totals_follow_from_the_sessions() -> None:
 def test_only_built_in_data_and_real_weights_are_comparable(own: bool, stand_in: bool) -> None:
     row = build_run_row(make_meta(own_data=own, stand_in=stand_in), make_sessions(), make_predictions())
     assert row["comparable"] is (not own and not stand_in)
+    mini = build_run_row(make_meta(own_data=own, stand_in=stand_in, mini=True), make_sessions(), make_predictions())
+    assert mini["comparable"] is False
 
 
 def test_joint_run_has_nulls_where_scores_do_not_exist(folder: ResultsDir) -> None:
@@ -330,9 +333,24 @@ def test_a_newer_schema_says_upgrade(folder: ResultsDir) -> None:
     path = folder.file("runs", "ncm-esc50-0")
     newer = {results_module._VERSION_KEY: b"7", results_module._TABLE_KEY: b"runs"}
     rewrite(path, lambda t: t.append_column("new", pa.array([1])).replace_schema_metadata(newer))
-    with pytest.raises(ResultsError, match=r"schema 7.*up to 1: upgrade audiocl") as caught:
+    with pytest.raises(ResultsError, match=r"schema 7.*up to 2: upgrade audiocl") as caught:
         folder.runs()
     assert str(path) in str(caught.value)
+
+
+def test_runs_of_schema_1_are_read_as_no_miniatures(folder: ResultsDir) -> None:
+    folder.write(make_result())
+    written = folder.run("ncm-esc50-0")
+    old = {results_module._VERSION_KEY: b"1", results_module._TABLE_KEY: b"runs"}
+    at = results_module.RUNS_SCHEMA.get_field_index("schema_version") - 1  # without `mini`
+    one = pa.array([1], pa.int32())
+    field = results_module.RUNS_SCHEMA.field("schema_version")
+    rewrite(
+        folder.file("runs", "ncm-esc50-0"),
+        lambda t: t.drop_columns("mini").set_column(at, field, one).replace_schema_metadata(old),
+    )
+    assert folder.run("ncm-esc50-0") == written
+    assert written["mini"] is False
 
 
 @pytest.mark.parametrize("table", ["runs", "sessions", "predictions"])

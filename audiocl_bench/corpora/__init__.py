@@ -6,6 +6,8 @@
     corpora.index_hash(index)               # of clip ids and labels: a FLAC copy has the same hash as the WAV original
     corpora.differences(index, expected)    # what a copy lacks, has too much or labels otherwise
 
+`mini-esc50` and its like are synthetic miniatures, made on first use (`mini`).
+
 A built-in corpus is read in its official layout; a copy re-encoded as FLAC, OGG or Opus with the same stems counts as
 the same corpus. Your own recordings need no code: `corpora.own.FolderCorpus` and `corpora.own.CsvCorpus`.
 """
@@ -16,6 +18,7 @@ from importlib import import_module
 
 from audiocl_bench.corpora.base import Corpus, CorpusInfo, differences, index_hash
 from audiocl_bench.errors import unknown_name
+from audiocl_bench.mini.catalogue import PREFIX
 
 __all__ = ["Corpus", "CorpusInfo", "differences", "get", "index_hash", "names"]
 
@@ -30,7 +33,7 @@ _BUILT_IN = {
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the built-in corpora."""
+    """Return the names of the built-in corpora; each but the miniatures, which are called `mini-` and such a name."""
     return tuple(_BUILT_IN)
 
 
@@ -40,8 +43,13 @@ def get(name: str) -> Corpus:
     Raises:
         UnknownNameError: no built-in corpus has this name; the message lists the nearest ones.
     """
-    if name not in _BUILT_IN:
+    real = name.removeprefix(PREFIX)
+    if real not in _BUILT_IN:
         raise unknown_name("corpus", name, _BUILT_IN)
+    if name != real:
+        from audiocl_bench.mini.corpus import MiniCorpus  # here: who has the real corpora needs no synthesiser
+
+        return MiniCorpus(name, get(real).info.title)
     module, cls = _BUILT_IN[name]
     corpus: Corpus = getattr(import_module(f"{__name__}.{module}"), cls)()
     return corpus

@@ -56,8 +56,8 @@ def runs_table(runs: pd.DataFrame) -> RenderableType:
     # A stand-in's random weights may differ from run to run; real weights that differ are another backbone.
     weights = runs["weights_hash"].where(~runs["stand_in"], "stand-in")
     keyed = runs.assign(_not_comparable=~runs["comparable"], _weights=weights)
-    keys = ["_not_comparable", "benchmark", "protocol", "backbone", "own_data", "stand_in", "index_hash", "_weights"]
-    for _, block in keyed.groupby(keys, sort=True):
+    keys = ["_not_comparable", "benchmark", "protocol", "backbone", "own_data", "mini", "stand_in", "index_hash"]
+    for _, block in keyed.groupby([*keys, "_weights"], sort=True):
         blocks += [_block_table(block), Text()]
     return Group(*blocks, Text(_runs_legend(runs), style="dim"))
 
@@ -114,8 +114,12 @@ def _runs_legend(runs: pd.DataFrame) -> str:
 
 
 def not_comparable(run: Any) -> str:
-    """Return why a run's numbers stay apart from the paper's ("own data", "stand-in backbone"), or ""."""
-    reasons = {"own data": run["own_data"], "stand-in backbone": run["stand_in"]}
+    """Return why a run's numbers stay apart from the paper's ("own data", "mini (synthetic data)", ...), or ""."""
+    reasons = {
+        "own data": run["own_data"],
+        "mini (synthetic data)": run["mini"],
+        "stand-in backbone": run["stand_in"],
+    }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
 
 
