@@ -202,7 +202,7 @@ def test_list_corpora_says_where_or_how(call: Call, tmp_path: Path) -> None:
     assert "missing" not in esc50
     assert "ESC-50" in esc50
     assert shown.count("missing") == 4
-    assert "git clone" in call("list", "corpora").out
+    assert "audiocl data get esc50" in call("list", "corpora").out
 
 
 # ----------------------------------------------------------------------------------------------------------------- run
@@ -339,8 +339,9 @@ def test_missing_corpora_are_all_named_with_the_way_to_get_them(call: Call, tmp_
     assert_refused(
         outcome,
         "ESC-50 was not found",
-        f"git clone --depth 1 https://github.com/karolpiczak/ESC-50 {tmp_path}/ESC-50",
+        f"`audiocl data get esc50 --data {tmp_path}`",
         f"audiocl run --data {tmp_path}",
+        "--get-data",
     )
     outcome = call("run", "-m", "ncm", "-b", "all", *QUICK, "--data", tmp_path, "--results", tmp_path / "r")
     assert outcome.code == 2
@@ -361,7 +362,7 @@ def test_partial_corpus_differs_clip_by_clip(call: Call, tmp_path: Path, private
     for row in rows:
         (folder / "audio" / row[0]).touch()
     outcome = call("run", "-m", "ncm", "-b", "esc50", *QUICK, "--data", tmp_path / "data", "--results", tmp_path / "r")
-    assert_refused(outcome, "differs from the frozen index of esc50 in 1999 clips", "git clone", "and 1979 more")
+    assert_refused(outcome, "differs from the frozen index of esc50 in 1999 clips", "audiocl data", "and 1979 more")
     listed = (private_home / "reports" / "esc50-differences.txt").read_text().splitlines()
     assert len(listed) == 1999
     assert "extra: 9-9-A-9" in listed

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import Tensor
 
 from audiocl_bench.backbones import checkpoints, eat, whisper
@@ -163,6 +163,14 @@ def names() -> tuple[str, ...]:
 def list_rows() -> tuple[Row, ...]:
     """Return the catalogue; no weights are read."""
     return _ROWS
+
+
+def cached(name: str) -> bool:
+    """Tell whether the weights of a named backbone are on this machine: made here, or in the Hugging Face cache."""
+    row = _BY_NAME[name]
+    return row.stand_in or (
+        bool(row.hub) and isinstance(try_to_load_from_cache(row.hub, row.file, revision=row.revision), str)
+    )
 
 
 def load(

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from audiocl_bench.cli.data import app as data_app
+from audiocl_bench.cli.doctor import doctor
 from audiocl_bench.cli.listing import app as list_app
 from audiocl_bench.cli.run import run
 from audiocl_bench.cli.show import show
@@ -50,8 +52,14 @@ is computed from what was written.
   audiocl list benchmarks
       what can be run; also: list methods, backbones, corpora
 
-  audiocl run -m pace -b esc50 --data ~/audio
-      one method on one benchmark
+  audiocl run -m pace -b all --data mini
+      all six in miniature, on synthetic sound: no corpus needed
+
+  audiocl doctor
+      what this machine is ready for
+
+  audiocl data get esc50 --data ~/audio
+      a corpus; then:  audiocl run -m pace -b esc50 --data ~/audio
 
   audiocl run -m pace,ranpac -b all --data ~/audio --orders 0-4
       a sweep; run it again to continue where it stopped
@@ -65,7 +73,9 @@ is computed from what was written.
 )
 app.command("run")(run)
 app.command("show")(show)
+app.command("doctor")(doctor)
 app.add_typer(list_app, name="list")
+app.add_typer(data_app, name="data")
 app.add_typer(splits_app, name="splits")
 
 

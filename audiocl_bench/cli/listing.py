@@ -58,8 +58,17 @@ def settings(
 
 
 @app.command()
-def benchmarks() -> None:
+def benchmarks(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page docs/benchmarks.md: splits, leaks, licences in full.")
+    ] = False,
+) -> None:
     """List the built-in benchmarks; a .toml file describes your own."""
+    if markdown:
+        from audiocl_bench.report.benchmark_page import page
+
+        typer.echo(page(), nl=False)
+        return
     from rich.console import Console
 
     from audiocl_bench import benchmarks as catalogue
@@ -74,7 +83,7 @@ def benchmarks() -> None:
     columns = ("benchmark", "what", "sessions x classes", "clips", "E_0")
     Console().print(listing(rows, columns, "Benchmarks"))
     _footer(
-        "audiocl run --bench NAME, or all; your own: --bench my.toml\n"
+        "audiocl run --bench NAME, or all; your own: --bench my.toml; in miniature: --data mini\n"
         f"--protocol {' or '.join(every[0].protocols)}; --orders 0-{every[0].num_orders - 1}; "
         "E_0: first-session epochs"
     )

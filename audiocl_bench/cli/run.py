@@ -36,9 +36,15 @@ def run(
             "--data",
             metavar="DIR",
             rich_help_panel=_WHERE,
-            help="Folder of the corpora (default: data/ in the cache directory).",
+            help="Folder of the corpora (default: data/ in the cache directory); 'mini' for synthetic miniatures.",
         ),
     ] = None,
+    get_data: Annotated[
+        bool,
+        typer.Option(
+            "--get-data", rich_help_panel=_WHERE, help="Download missing corpora first (never done without this)."
+        ),
+    ] = False,
     results: Annotated[
         Path | None,
         typer.Option(
@@ -117,6 +123,8 @@ def run(
 
       audiocl run -m ncm,ranpac,pace -b all --orders 0-4 --seeds 0-2
 
+      audiocl run -m pace -b all --data mini --backbone eat-tiny
+
       audiocl run -m pace -b esc50 --set msa=false --results ablation/
 
       audiocl run -m my.py:Mine -b my.toml --backbone eat-tiny
@@ -132,6 +140,7 @@ def run(
             orders=_numbers(orders, "--orders"),
             seeds=_numbers(seeds, "--seeds"),
             data=data,
+            get_data=get_data,
             results=results,
             settings=tuple(set_ or ()),
             config=config,

@@ -15,15 +15,22 @@ import torch
 from rich.console import Console
 
 from audiocl_bench import backbones, benchmarks, config, corpora, files, registry, store
+from audiocl_bench.acquire import corpora as acquire
+from audiocl_bench.acquire.catalogue import downloadable
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.benchmarks import Benchmark
+from audiocl_bench.cli.data import bars
 from audiocl_bench.cli.progress import Display, progress_display
 from audiocl_bench.errors import AudioclError, ConfigError, CorpusError, ResultsError, unknown_name
 from audiocl_bench.method import Method
+from audiocl_bench.mini.catalogue import PREFIX
 from audiocl_bench.report.tables import runs_table
 from audiocl_bench.results import ResultsDir
 from audiocl_bench.runner import Existing, Material, Plan, execute, threads
 from audiocl_bench.streams import Stream
+
+MINI = Path("mini")
+"""What `--data` takes instead of a folder: run the synthetic miniatures. A folder called so is `$PWD/mini`."""
 
 _BACKBONE_SETTINGS = ("pool", "layer")
 
@@ -39,6 +46,7 @@ class Sweep:
     orders: tuple[int, ...]
     seeds: tuple[int, ...]
     data: Path | None
+    get_data: bool
     results: Path | None
     settings: tuple[str, ...]
     config: Path | None
@@ -72,11 +80,15 @@ def run_sweep(sweep: Sweep) -> None:
     results = ResultsDir(sweep.results or files.home() / "results")
     methods = [registry.load(name) for name in sweep.methods]
     names = [name for given in sweep.benchmarks for name in (benchmarks.names() if given == "all" else (given,))]
+    if sweep.data == MINI:
+        names, sweep = [_miniature(name) for name in names], dataclasses.replace(sweep, data=None)
     chosen = [benchmarks.get(name) for name in dict.fromkeys(names)]
     settings = _settings(sweep, methods)
     configs = {(m, b): config.build(m.Config, b.name, settings[m.name], owner=m.name) for m in methods for b in chosen}
     device = _device(sweep.device)
     _check_results(results)
+    if sweep.get_data:
+        _get_missing(sweep, chosen)
     opened = _open_all(sweep, chosen)
     loaded = {frames: _load(sweep, settings["backbone"], frames) for frames in {b.frames for b in chosen}}
 
@@ -201,8 +213,18 @@ def _open_all(sweep: Sweep, chosen: list[Benchmark]) -> list[_Opened]:
                 break
             opened.append(_Opened(benchmark, stream, clips))
     if missing:
-        raise CorpusError("\n".join(missing))
+        absent = acquire.missing([benchmark.corpus.info.name for benchmark in chosen], sweep.data)
+        able = set(absent) & set(downloadable()) and not sweep.get_data
+        hint = " Or repeat the command with --get-data: it downloads what can be downloaded first." if able else ""
+        raise CorpusError("\n".join(missing) + hint)
     return opened
+
+
+def _get_missing(sweep: Sweep, chosen: list[Benchmark]) -> None:
+    """Download the corpora that are not here; those that cannot be downloaded are told before the first byte."""
+    names = acquire.missing([benchmark.corpus.info.name for benchmark in chosen], sweep.data)
+    with bars(" and ".join(names), quiet=sweep.quiet) as progress:
+        acquire.get_missing(names, sweep.data, progress=progress)
 
 
 def _load(sweep: Sweep, options: Mapping[str, Any], frames: int) -> Backbone:
@@ -250,6 +272,13 @@ def _settings(sweep: Sweep, methods: list[type[Method]]) -> dict[str, dict[str, 
                     raise unknown_name(f"setting of {owner}", name, known[owner])
                 sorted_[owner][name] = value
     return sorted_
+
+
+def _miniature(name: str) -> str:
+    """Return the miniature of a benchmark: `esc50` -> `mini-esc50`."""
+    if name.endswith(".toml"):
+        raise ConfigError(f"--data mini has no miniature of {name}: leave --data out, or choose one of the six.")
+    return name if name in benchmarks.mini_names() else f"{PREFIX}{benchmarks.get(name).name}"
 
 
 def _device(name: str) -> torch.device:

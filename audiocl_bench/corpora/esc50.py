@@ -36,7 +36,7 @@ class ESC50(OfficialCorpus):
             "year={2015}, doi={10.1145/2733373.2806390}}"
         ),
         homepage="https://github.com/karolpiczak/ESC-50",
-        how_to_get="Get it (600 MB) with `git clone --depth 1 https://github.com/karolpiczak/ESC-50 DIR/ESC-50`.",
+        how_to_get="Get it (0.6 GB) with `audiocl data get esc50 --data DIR`.",
         needs_registration=False,
         aliases=("ESC-50-master",),
     )

@@ -31,10 +31,7 @@ class SpeechCommands(OfficialCorpus):
             "journal={arXiv preprint arXiv:1804.03209}, year={2018}}"
         ),
         homepage="https://arxiv.org/abs/1804.03209",
-        how_to_get=(
-            "Get it (2.4 GB) with `mkdir -p DIR/speech_commands_v0.02 && curl -L "
-            "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz | tar xz -C DIR/speech_commands_v0.02`."
-        ),
+        how_to_get="Get it (2.4 GB) with `audiocl data get sc2 --data DIR`.",
         needs_registration=False,
     )
 

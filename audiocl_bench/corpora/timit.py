@@ -47,8 +47,8 @@ class TIMIT(OfficialCorpus):
         ),
         homepage="https://catalog.ldc.upenn.edu/LDC93S1",
         how_to_get=(
-            "Get a licensed copy from https://catalog.ldc.upenn.edu/LDC93S1 and unpack it so that DIR/TIMIT/TRAIN and "
-            "DIR/TIMIT/TEST exist."
+            "Get a licensed copy from https://catalog.ldc.upenn.edu/LDC93S1 and take it over with "
+            "`audiocl data add timit PATH --data DIR`."
         ),
         needs_registration=True,
     )

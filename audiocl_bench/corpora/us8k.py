@@ -37,10 +37,7 @@ class UrbanSound8K(OfficialCorpus):
             "year={2014}, doi={10.1145/2647868.2655045}}"
         ),
         homepage="https://zenodo.org/records/1203745",
-        how_to_get=(
-            "Get it (6 GB, no registration) with "
-            "`curl -L https://zenodo.org/records/1203745/files/UrbanSound8K.tar.gz | tar xz -C DIR`."
-        ),
+        how_to_get="Get it (6 GB, no registration) with `audiocl data get us8k --data DIR`.",
         needs_registration=False,
     )
 

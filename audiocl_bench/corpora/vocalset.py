@@ -31,10 +31,7 @@ class VocalSet(OfficialCorpus):
             "doi={10.5281/zenodo.1193957}}"
         ),
         homepage="https://zenodo.org/records/1193957",
-        how_to_get=(
-            "Get it (2 GB) with `curl -LO https://zenodo.org/records/1193957/files/VocalSet.zip && "
-            "unzip -q VocalSet.zip -d DIR/VocalSet`."
-        ),
+        how_to_get="Get it (2 GB) with `audiocl data get vocalset --data DIR`.",
         needs_registration=False,
     )
 

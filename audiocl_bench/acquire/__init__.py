@@ -1,0 +1,1 @@
+"""Getting corpora: download, unpack, add a copy one has, verify."""
