@@ -33,13 +33,16 @@ def setting(default: Any, source: str, *, unit: str = "", low: float | None = No
 class MethodConfig:
     """Base of every method's settings. Subclasses are frozen dataclasses whose fields are made by `setting`.
 
-    `presets` maps a benchmark name to the settings that differ there; each preset's source is said beside it.
+    `presets` maps a benchmark name to the settings that differ there; each preset's source is said beside it. `sources`
+    maps the name of a published recipe to its settings; a config that has any declares a setting `preset` of text with
+    the default recipe, which the user changes by name.
 
     Raises:
         ConfigError: a numeric field is no finite number or outside the bounds it declares.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -62,7 +65,7 @@ class MethodConfig:
 
 
 def build(cls: type[C], benchmark: str, overrides: Mapping[str, Any], *, owner: str) -> C:
-    """Build a config: defaults, then the preset for `benchmark`, then `overrides` (strings are converted).
+    """Build a config: defaults, published recipe, preset for `benchmark`, then `overrides` (strings are converted).
 
     Args:
         cls: the method's config class.
@@ -77,6 +80,12 @@ def build(cls: type[C], benchmark: str, overrides: Mapping[str, Any], *, owner: 
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
     values: dict[str, Any] = {**cls.presets.get(benchmark, {}), **overrides}
+    if cls.sources:
+        [preset] = [field for field in dataclasses.fields(cls) if field.name == "preset"]
+        recipe = str(values.get("preset", preset.default))
+        if recipe not in cls.sources:
+            raise unknown_name(f"preset of {owner}", recipe, list(cls.sources))
+        values = {**cls.sources[recipe], **values}
     for name in values:
         if name not in known:
             raise unknown_name(f"setting of {owner}", name, known)

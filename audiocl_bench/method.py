@@ -44,10 +44,12 @@ class Clips:
     Attributes:
         mel: normalised log-mel [B, T, M], float32, on the run's device. No label, session or file name travels with it.
         index: positions [B] of training clips within their session, for caches of per-clip results; None at test.
+        query: what `Method.query` returned for these clips [B, D], where the runner keeps it; else None.
     """
 
     mel: Tensor
     index: Tensor | None = None
+    query: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.mel.shape[0])
@@ -210,6 +212,10 @@ class Method(ABC):
         source_hash: SHA-256 of the source file of a method loaded by path, so that an edited method makes new runs.
         Config: the frozen dataclass of its settings.
         takes_whole_stream: True only for joint training, which sees all sessions as one.
+        needs_queries: True where `encode` starts from features of the pretrained network (see `queries`): the runner
+            then takes them once per test clip and run, however often prompts change.
+
+    Attributes:
         leaks_across_batch: True for a deliberately leaky reproduction of published code; such runs are marked.
     """
 
@@ -217,7 +223,8 @@ class Method(ABC):
     source_hash: ClassVar[str] = ""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     takes_whole_stream: ClassVar[bool] = False
-    leaks_across_batch: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
+    leaks_across_batch: bool = False
 
     def __init__(self, config: Any, backbone: Backbone, context: Context) -> None:
         """Build the method on its own copy of the pretrained `backbone` (the method may change it)."""
@@ -238,6 +245,22 @@ class Method(ABC):
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
         """Return scores [B, S_t] over the classes seen so far; row i must not depend on the other rows."""
+
+    @torch.no_grad()
+    def query(self, mel: Tensor) -> Tensor:
+        """Return features f_0(x) [B, D] of the network as it was pretrained, for normalised log-mels [B, T, M].
+
+        A method that changes its backbone has to undo that here.
+        """
+        return self.backbone.features(mel)
+
+    def queries(self, batch: Clips) -> Tensor:
+        """Return f_0(x) [B, D] of a batch: the kept ones where there are, else fresh ones."""
+        return self.query(batch.mel) if batch.query is None else batch.query
+
+    def session_queries(self, session: Session, batch_size: int = 64) -> Tensor:
+        """Encode a session once with the pretrained network: f_0(x) [N_t, D] in stored order (see `Clips.index`)."""
+        return torch.cat([self.query(clips.mel) for clips, _ in session.batches(batch_size)])
 
     @abstractmethod
     def state_dict(self) -> State:

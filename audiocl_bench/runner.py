@@ -213,6 +213,7 @@ class _Progress:
     costs: list[dict[str, Any]] = field(default_factory=list)
     features: dict[int, Tensor] = field(default_factory=dict)  # test features by session, for `features_version`
     features_version: int = -1
+    queries: dict[int, Tensor] = field(default_factory=dict)  # of test clips by session, for methods that need them
 
 
 class _Run:
@@ -345,8 +346,10 @@ class _Run:
                 rows = self._test_rows(i)
                 read = self._reader(rows)
                 batches = np.array_split(np.arange(len(rows)), range(EVAL_BATCH, len(rows), EVAL_BATCH))
-                encoded = [method.encode(Clips(read(batch).to(self.plan.device))) for batch in batches]
-                progress.features[i] = torch.cat(encoded).cpu()
+                encoded = [self._encode(i, batch, read(batch).to(self.plan.device)) for batch in batches]
+                progress.features[i] = torch.cat([features for features, _ in encoded]).cpu()
+                if method.needs_queries:
+                    progress.queries[i] = torch.cat([query for _, query in encoded if query is not None]).cpu()
                 if (found := len(progress.features[i])) != len(rows):
                     raise MethodError(
                         f"method {self.plan.method.name}: encode gave {found} features for the {len(rows)} test clips "
@@ -355,6 +358,14 @@ class _Run:
         # All sessions at once: TIMIT has 315 of them with a handful of clips each.
         features = torch.cat([progress.features[i] for i in range(t + 1)])
         return torch.cat([self._classified(part, t) for part in features.split(CLASSIFY_BATCH)])
+
+    def _encode(self, i: int, rows: np.ndarray, mel: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode test clips of session i, with their queries where the method wants them: (features, queries)."""
+        query = None
+        if self.method.needs_queries:
+            kept = self.progress.queries.get(i)
+            query = self.method.query(mel) if kept is None else kept[rows].to(mel.device)
+        return self.method.encode(Clips(mel, query=query)), query
 
     def _classified(self, features: Tensor, t: int) -> Tensor:
         """Return the predicted labels, int32; refuse what is no prediction now, not after the last session."""
@@ -402,7 +413,13 @@ class _Run:
         progress = self.progress
         # Many small tensors are slow to store: 315 sessions of TIMIT have four test clips each.
         features = [progress.features[i] for i in range(len(progress.features))]
-        packed = {**vars(progress), "predicted": _pack(progress.predicted), "features": _pack(features)}
+        queries = [progress.queries[i] for i in range(len(progress.queries))]
+        packed = {
+            **vars(progress),
+            "predicted": _pack(progress.predicted),
+            "features": _pack(features),
+            "queries": _pack(queries),
+        }
         content = {"progress": packed, "state": state}
         # Into a Python file, because closing it says OSError on a full disk; torch alone says RuntimeError.
         with files.atomic_path(self.checkpoint, error=ResultsError) as temporary, temporary.open("wb") as stream:
@@ -421,6 +438,7 @@ class _Run:
             progress = _Progress(**content["progress"])
             progress.predicted = _unpack(content["progress"]["predicted"])
             progress.features = dict(enumerate(_unpack(content["progress"]["features"])))
+            progress.queries = dict(enumerate(_unpack(content["progress"]["queries"])))
             self.method.load_state_dict(content["state"])
         except Exception as cause:
             self.monitor.message(f"{self.checkpoint} is unreadable ({type(cause).__name__}): starting again.")
@@ -452,7 +470,7 @@ class _Run:
             audit.state_is_complete(method, self._build, mel),
             audit.data_access([c["clips_read"] for c in costs], [c["train_clips"] for c in costs]),
         ]
-        passed = all(check.passed for check in checks) and not self.plan.method.leaks_across_batch
+        passed = all(check.passed for check in checks) and not self.method.leaks_across_batch
         return passed, audit.report(checks)
 
     def _fresh_accuracy(self) -> float | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from audiocl_bench.errors import ConfigError
 from audiocl_bench.method import Clips, Context, Session
+
+Batch = TypeVar("Batch", Clips, Tensor)
+
+Schedule = Literal["cosine", "constant", "coda", "step"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Recipe:
         optimiser: "sgd" (momentum `momentum`) or "adam" (betas 0.9, 0.999).
         weight_decay: L2 term added to the gradient.
         clip: scale gradients down so that their joint norm is at most this; None leaves them.
-        schedule: "cosine" anneals per epoch from lr to 0, lr (1 + cos(pi e / E)) / 2; "constant" does not.
+        schedule: see `rate`.
+        step_every: epochs between two decays of the schedule "step".
     """
 
     epochs: int
@@ -32,8 +37,9 @@ class Recipe:
     optimiser: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     clip: float | None = None
+    step_every: int = 30
 
 
 @dataclass(frozen=True)
@@ -71,34 +77,85 @@ def fit(
     Raises:
         ConfigError: the loss became infinite or NaN; the learning rate is too high for this data.
     """
+    generator = context.generator("clip order", stage, session.index)
+
+    def batches(epoch: int) -> Iterator[tuple[Clips, Tensor]]:
+        del epoch  # one generator for all epochs: every epoch draws another order
+        return session.batches(recipe.batch_size, shuffle=generator)
+
+    return _descend(batches, groups, loss, recipe, context, stage, session.index, projectors or {})
+
+
+def fit_samples(
+    draw: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
+    groups: Sequence[Group],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    recipe: Recipe,
+    context: Context,
+    *,
+    stage: str,
+    session: int,
+) -> list[float]:
+    """Train `groups` on batches that `draw(epoch)` yields, such as samples of stored class statistics.
+
+    As `fit` otherwise; `recipe.batch_size` is the drawer's business.
+
+    Args:
+        draw: epoch -> batches (features [B, D], labels [B]).
+        session: number of the current session, for messages.
+    """
+    return _descend(draw, groups, loss, recipe, context, stage, session, {})
+
+
+def rate(recipe: Recipe, epoch: int) -> float:
+    """Return the factor of the learning rate in a zero-based epoch e of E.
+
+    "constant": 1. "cosine": (1 + cos(pi e / E)) / 2. "coda": cos(99 pi e / (200 (E - 1))), 1 where E = 1 (CODA-Prompt's
+    official code divides by zero there; methods.md section 1.3). "step": 0.1 ^ floor(e / `step_every`).
+    """
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+    if recipe.schedule == "coda":
+        return math.cos(99 * math.pi * epoch / (200 * max(recipe.epochs - 1, 1)))
+    return 0.1 ** (epoch // recipe.step_every) if recipe.schedule == "step" else 1.0
+
+
+def _descend(
+    batches: Callable[[int], Iterable[tuple[Batch, Tensor]]],
+    groups: Sequence[Group],
+    loss: Callable[[Batch, Tensor], Tensor],
+    recipe: Recipe,
+    context: Context,
+    stage: str,
+    session: int,
+    projectors: Mapping[nn.Parameter, Callable[[Tensor], Tensor]],
+) -> list[float]:
     parameters = [p for group in groups for p in group.parameters]
     context.report.trainable(sum(p.numel() for p in parameters))
     optimiser = _optimiser(groups, recipe)
-    generator = context.generator("clip order", stage, session.index)
     history = []
     for epoch in range(recipe.epochs):
-        if recipe.schedule == "cosine":
-            for part, group in zip(optimiser.param_groups, groups, strict=True):
-                part["lr"] = group.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+        for part, group in zip(optimiser.param_groups, groups, strict=True):
+            part["lr"] = group.lr * rate(recipe, epoch)
         total, clips_seen = 0.0, 0
-        for clips, labels in session.batches(recipe.batch_size, shuffle=generator):
+        for batch, labels in batches(epoch):
             optimiser.zero_grad(set_to_none=True)
-            value = loss(clips, labels)
+            value = loss(batch, labels)
             value.backward()
             if recipe.clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-            before = {parameter: parameter.detach().clone() for parameter in projectors or ()}
+            before = {parameter: parameter.detach().clone() for parameter in projectors}
             optimiser.step()
             with torch.no_grad():
-                for parameter, project in (projectors or {}).items():
+                for parameter, project in projectors.items():
                     parameter.copy_(before[parameter] + project(parameter - before[parameter]))
-            total += float(value.detach()) * len(clips)
-            clips_seen += len(clips)
+            total += float(value.detach()) * len(labels)
+            clips_seen += len(labels)
         mean = total / max(clips_seen, 1)
         if not math.isfinite(mean):
             rates = ", ".join(f"{group.lr:g}" for group in groups)
             raise ConfigError(
-                f"training diverged in stage '{stage}' of session {session.index} (loss {mean}): lower the learning "
+                f"training diverged in stage '{stage}' of session {session} (loss {mean}): lower the learning "
                 f"rate ({rates})."
             )
         history.append(mean)
@@ -121,6 +178,42 @@ def linear_head(dim: int, classes: int, generator: torch.Generator, device: torc
         for parameter in (head.weight, head.bias):
             parameter.copy_(torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound)
     return head.to(device)
+
+
+class GrowingHead:
+    """A linear classifier that gains rows with every session; rows once added change only if asked to.
+
+    Keeping a session's new rows in a layer of their own while they train leaves the older ones untouched to the byte,
+    whatever optimiser and weight decay do (methods.md section 1.5 b, d).
+
+    Attributes:
+        weight: [S_t, D]; bias: [S_t]. Neither requires a gradient between sessions.
+    """
+
+    def __init__(self, dim: int, device: torch.device) -> None:
+        self.weight = nn.Parameter(torch.zeros(0, dim, device=device), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(0, device=device), requires_grad=False)
+
+    def append(self, rows: nn.Linear) -> None:
+        """Add the rows of a trained layer D -> |C_t| (copied)."""
+        self._set(torch.cat([self.weight, rows.weight]), torch.cat([self.bias, rows.bias]))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return logits [B, S_t] of features [B, D]."""
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of weight and bias."""
+        return {"weight": self.weight.detach().clone(), "bias": self.bias.detach().clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore a head of any size."""
+        self._set(state["weight"], state["bias"])
+
+    def _set(self, weight: Tensor, bias: Tensor) -> None:
+        device = self.weight.device
+        self.weight = nn.Parameter(weight.detach().to(device, copy=True), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().to(device, copy=True), requires_grad=False)
 
 
 def local_labels(labels: Tensor, classes: Iterable[int]) -> Tensor:

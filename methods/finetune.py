@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.method import Clips, Context, Method, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.lora import SessionLoRA
-from audiocl_bench.training import Group, Recipe, fit, linear_head
+from audiocl_bench.training import Group, GrowingHead, Recipe, fit, linear_head
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FineTune(Method):
         )
         if config.trains == "lora":
             self.lora.add(context.generator("lora"))
-        self.head: nn.Linear | None = None
+        self.head = GrowingHead(backbone.dim, context.device)
 
     def learn(self, session: Session) -> None:
         """Grow the head by the new classes (old rows copied), then train with cross-entropy.
@@ -64,14 +64,14 @@ class FineTune(Method):
         self.num_seen = session.num_seen
         generator = context.generator("head", session.index)
         first = session.num_known if config.logits == "local" else 0  # the first class whose row is trained
-        head = linear_head(self.backbone.dim, session.num_seen - first, generator, context.device)
-        if self.head is not None and first == 0:
+        rows = linear_head(self.backbone.dim, session.num_seen - first, generator, context.device)
+        if first == 0:
             with torch.no_grad():
-                head.weight[: session.num_known] = self.head.weight
-                head.bias[: session.num_known] = self.head.bias
+                rows.weight[: session.num_known] = self.head.weight
+                rows.bias[: session.num_known] = self.head.bias
 
         def loss(clips: Clips, y: Tensor) -> Tensor:
-            return F.cross_entropy(head(self.backbone.features(clips.mel)), y - first)
+            return F.cross_entropy(rows(self.backbone.features(clips.mel)), y - first)
 
         body = self._body()
         for parameter in body:
@@ -80,14 +80,14 @@ class FineTune(Method):
         recipe = Recipe(
             epochs, config.batch_size, config.optimiser, config.momentum, config.weight_decay, clip=config.clip
         )
-        groups = [Group(body, config.lr_backbone), Group(tuple(head.parameters()), config.lr_head)]
+        groups = [Group(body, config.lr_backbone), Group(tuple(rows.parameters()), config.lr_head)]
         history = fit(session, groups, loss, recipe, context, stage="train")
         context.report.note("train_loss", history[-1])
         self.backbone.requires_grad_(False)
-        if self.head is not None and first > 0:
-            self.head = _head(torch.cat([self.head.weight, head.weight]), torch.cat([self.head.bias, head.bias]))
+        if first > 0:
+            self.head.append(rows)
         else:
-            self.head = head.requires_grad_(False)
+            self.head.load_state_dict(rows.state_dict())
         self.encoder_version += 1
 
     def _body(self) -> tuple[nn.Parameter, ...]:
@@ -103,17 +103,14 @@ class FineTune(Method):
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
         """Return the linear head's logits [B, S_t]."""
-        assert self.head is not None
-        return self.head(features.to(self.head.weight.device))
+        return self.head(features)
 
     def state_dict(self) -> State:
         """Return head and LoRA (or all weights)."""
-        assert self.head is not None
         body = self.lora.state_dict() if self.config.trains == "lora" else self.backbone.state_dict()
         return {
             "body": {name: tensor.detach().clone() for name, tensor in body.items()},
-            "weight": self.head.weight.detach().clone(),
-            "bias": self.head.bias.detach().clone(),
+            "head": self.head.state_dict(),
             "num_seen": self.num_seen,
             "encoder_version": self.encoder_version,
         }
@@ -124,14 +121,5 @@ class FineTune(Method):
             self.lora.load_state_dict(state["body"])
         else:
             self.backbone.load_state_dict(state["body"])
-        device = self.context.device
-        self.head = _head(state["weight"].to(device), state["bias"].to(device))
+        self.head.load_state_dict(state["head"])
         self.num_seen, self.encoder_version = state["num_seen"], state["encoder_version"]
-
-
-def _head(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """Return a frozen linear layer with a copy of these weights [C, D] and biases [C]; nothing is drawn."""
-    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    head.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    head.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return head

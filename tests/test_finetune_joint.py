@@ -19,7 +19,7 @@ SHARED: dict[str, Any] = {"epochs": 2, "batch_size": 5}
 
 def head(method: Method) -> tuple[Tensor, Tensor]:
     state = method.state_dict()
-    return state["weight"], state["bias"]
+    return state["head"]["weight"], state["head"]["bias"]
 
 
 # ------------------------------------------------------------------------------------------------------ joint training

@@ -158,10 +158,11 @@ def test_a_batch_size_below_one_is_refused(size: int) -> None:
         next(session().batches(size))
 
 
-def test_clips_carry_a_mel_and_positions_only() -> None:
+def test_clips_carry_a_mel_positions_and_own_features_only() -> None:
     clips = Clips(MEL)
-    assert vars(clips).keys() == {"mel", "index"}
+    assert vars(clips).keys() == {"mel", "index", "query"}
     assert clips.index is None
+    assert clips.query is None
     assert len(clips) == 11
     with pytest.raises(AttributeError):
         clips.label = 1  # type: ignore[attr-defined]

@@ -47,13 +47,16 @@ def settings(
     cls = registry.load(method)
     rows = []
     for field in dataclasses.fields(cls.Config):
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         unit, source = (field.metadata.get(key, "") for key in ("unit", "source"))
         rows.append((field.name, str(default).lower(), f"[{unit}] {source}" if unit else source))
     Console().print(listing(rows, ("setting", "default", "[unit] source or reason"), f"Settings of {cls.name}"))
     for benchmark, values in cls.Config.presets.items():
         preset = " ".join(f"{key}={value}" for key, value in values.items())
         Console(highlight=False).print(f"preset for {benchmark}: {preset}", markup=False)
+    for recipe, values in cls.Config.sources.items():
+        preset = " ".join(f"{key}={value}" for key, value in values.items())
+        Console(highlight=False).print(f"--set preset={recipe}: {preset}", markup=False)
     _footer(f"audiocl run --method {method} --set SETTING=VALUE")
 
 
