@@ -156,6 +156,23 @@ def test_what_differs_is_never_averaged() -> None:
     assert lines_with(text, "ranpac ", "20.00")
 
 
+def test_benchmarks_share_a_table_and_own_data_stands_alone() -> None:
+    rows = [
+        {"benchmark": "us8k", "final_accuracy": 40.0},
+        {"benchmark": "us8k", "method": "pace"},
+        {"benchmark": "esc50"},
+    ]
+    text = render(tables.runs_table(make_runs(*rows)))
+    assert text.startswith("2 benchmarks")
+    assert text.count("final %") == 1
+    assert lines_with(text, "esc50", "ranpac", "70.00")
+    assert text.index("esc50") < text.index("us8k") < text.index("40.00")
+    assert len(lines_with(text, "us8k")) == 1  # named once, best first
+    assert lines_with(text, "us8k", "pace", "70.00")
+    alone = render(tables.runs_table(make_runs(*({**row, "own_data": True} for row in rows))))
+    assert alone.count("final %") == 2
+
+
 def test_repeats_count_once() -> None:
     runs = make_runs({"final_accuracy": 60.0}, {"final_accuracy": 80.0}, {"final_accuracy": 90.0, "seed": 1})
     text = render(tables.runs_table(runs))

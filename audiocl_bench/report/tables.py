@@ -41,11 +41,12 @@ _SCORE_TITLES = {
 
 
 def runs_table(runs: pd.DataFrame) -> RenderableType:
-    """Return the compact table shown after a run: one row per method, one block per benchmark, protocol and backbone.
+    """Return the compact table shown after a run: one row per benchmark and method, best first.
 
-    Scores are means over (order, seed) with the half width of the 95 % Student t interval; repeats of one order and
-    seed are averaged first. Runs with different settings, data or weights are never averaged together. Blocks on own
-    data or with a stand-in backbone are labelled and come last.
+    Benchmarks under one protocol with one backbone stand in one table; own data always stands alone. Scores are means
+    over (order, seed) with the half width of the 95 % Student t interval; repeats of one order and seed are averaged
+    first. Runs with different settings, data or weights are never averaged together. Tables on own or synthetic data or
+    with a stand-in backbone are labelled and come last.
 
     Args:
         runs: rows of the runs table (`ResultsDir.runs()`).
@@ -56,30 +57,35 @@ def runs_table(runs: pd.DataFrame) -> RenderableType:
     # A stand-in's random weights may differ from run to run; real weights that differ are another backbone.
     weights = runs["weights_hash"].where(~runs["stand_in"], "stand-in")
     keyed = runs.assign(_not_comparable=~runs["comparable"], _weights=weights)
-    keys = ["_not_comparable", "benchmark", "protocol", "backbone", "own_data", "mini", "stand_in", "index_hash"]
-    for _, block in keyed.groupby([*keys, "_weights"], sort=True):
+    keyed["_alone"] = (keyed["benchmark"] + keyed["index_hash"]).where(keyed["own_data"], "")
+    keys = ["_not_comparable", "_alone", "protocol", "backbone", "own_data", "mini", "stand_in", "_weights"]
+    for _, block in keyed.groupby(keys, sort=True):
         blocks += [_block_table(block), Text()]
     return Group(*blocks, Text(_runs_legend(runs), style="dim"))
 
 
 def _block_table(block: pd.DataFrame) -> RenderableType:
     first = block.iloc[0]
-    title = Text(f"{first['benchmark']} · {first['protocol']} split · {first['backbone']}", style="bold")
+    several = block["benchmark"].nunique() > 1
+    what = f"{block['benchmark'].nunique()} benchmarks" if several else first["benchmark"]
+    title = Text(f"{what} · {first['protocol']} split · {first['backbone']}", style="bold")
     if label := not_comparable(first):
         title.append(f"\nNOT COMPARABLE with published numbers: {label}", style="yellow")
     table = _plain_table()
+    if several:
+        table.add_column("benchmark", overflow="fold")
     table.add_column("method", overflow="fold")
     for heading in ("runs", "final %", "avg inc %", "forgetting", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("audit", no_wrap=True)
-    variants = block.groupby("method")["config_hash"].transform("nunique") > 1
-    named = block.assign(_variant=block["config_hash"].str[:6].where(variants, ""))
-    rows = [
-        _method_cells(str(method), str(variant), g) for (method, variant), g in named.groupby(["method", "_variant"])
-    ]
-    # Best first; a block is one fair comparison.
-    for _, cells in sorted(rows, key=lambda row: -row[0]):
-        table.add_row(*cells)
+    for (benchmark, _), runs in block.groupby(["benchmark", "index_hash"]):
+        variants = runs.groupby("method")["config_hash"].transform("nunique") > 1
+        named = runs.assign(_variant=runs["config_hash"].str[:6].where(variants, ""))
+        groups = named.groupby(["method", "_variant"])
+        rows = [_method_cells(str(method), str(variant), group) for (method, variant), group in groups]
+        # Best first; a benchmark's rows are one fair comparison.
+        for number, (_, cells) in enumerate(sorted(rows, key=lambda row: -row[0])):
+            table.add_row(*([str(benchmark) if number == 0 else ""] if several else []), *cells)
     return Group(title, table)
 
 
