@@ -158,10 +158,7 @@ class FrozenBenchmark(Benchmark):
                 under `files.home()/reports` that lists all.
         """
         corpus = self.corpus.info.name
-        unused = splits.unused_clips(corpus)[["clip_id", "label"]]
-        unused = unused[unused["clip_id"].isin(index["clip_id"])]
-        expected = pd.concat([splits.frozen_clips(corpus), unused]).sort_values("clip_id", ignore_index=True)
-        found = corpora.differences(index, expected)
+        found = frozen_differences(corpus, index, splits.frozen_clips(corpus))
         if found:
             report = home() / "reports" / f"{corpus}-differences.txt"
             write_text(report, "".join(f"{line}\n" for line in found), error=CorpusError)
@@ -192,6 +189,16 @@ class FrozenBenchmark(Benchmark):
     def _sizes(self) -> dict[str, int | None]:
         sessions = streams.session_sizes(self.num_classes, self.classes_per_session)
         return {"classes": self.num_classes, "sessions": len(sessions), "clips": self.num_clips}
+
+
+def frozen_differences(corpus: str, index: pd.DataFrame, frozen: pd.DataFrame) -> list[str]:
+    """Say how an index differs from a corpus' frozen clips (`splits.frozen_clips`), as `corpora.differences` does.
+
+    Clips of the official corpus that no split uses may be present or absent.
+    """
+    unused = splits.unused_clips(corpus)[["clip_id", "label"]]
+    unused = unused[unused["clip_id"].isin(index["clip_id"])]
+    return corpora.differences(index, pd.concat([frozen, unused]))
 
 
 @dataclass(frozen=True)

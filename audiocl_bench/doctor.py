@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from audiocl_bench import __version__
+from audiocl_bench.errors import AudioclError
 from audiocl_bench.files import home
+from audiocl_bench.processes import cores
 
 State = Literal["ready", "missing", "problem", "fact"]
 
@@ -48,10 +50,20 @@ def examine(data: Path | None = None, results: Path | None = None) -> Iterator[F
     yield from _versions()
     yield from _devices()
     yield from _backbones()
-    yield from _corpora(data)
-    yield from _miniatures()
+    yield from _told("corpora", _corpora(data))
+    yield from _told("miniatures", _miniatures())
     for what, folder in (("cache", home()), ("results", results or home() / "results")):
         yield _space(what, folder)
+
+
+def _told(area: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Pass findings on; what cannot be read or is damaged ends its area, not the report."""
+    try:
+        yield from findings
+    except OSError as error:
+        yield Finding(area, area, "problem", f"{error.filename} cannot be read ({error.strerror or error})")
+    except AudioclError as error:
+        yield Finding(area, area, "problem", str(error).rstrip("."))
 
 
 def _versions() -> Iterator[Finding]:
@@ -66,9 +78,8 @@ def _devices() -> Iterator[Finding]:
     import psutil
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
-    told = f"{cores} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free"
+    told = f"{cores()} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free"
     yield Finding("devices", "cpu", "ready", told)
     if not torch.cuda.is_available():
         yield Finding("devices", "cuda", "fact", "no CUDA device that this torch can use; runs go to the CPU")
@@ -122,9 +133,10 @@ def _miniatures() -> Iterator[Finding]:
 
 
 def _space(what: str, folder: Path) -> Finding:
-    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
-    if not os.access(place, os.W_OK):
+    # `os.access`, because what lies in a folder that one may not enter does not "exist" either, without an error.
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.access(place, os.F_OK))
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         return Finding("space", what, "problem", f"{folder} cannot be written: set AUDIOCL_HOME or --results")
+    free = shutil.disk_usage(place).free
     state: State = "problem" if free < _LITTLE_SPACE else "ready"
     return Finding("space", what, state, f"{free / 1e9:.1f} GB free for {folder}")

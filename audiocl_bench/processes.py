@@ -16,6 +16,11 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def cores() -> int:
+    """Return how many cores this process may use (a container or `taskset` may allow fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_processes(
     work: Callable[[Job], Result],
     jobs: Sequence[Job],

@@ -47,7 +47,7 @@ from torch import Tensor
 from audiocl_bench import audio, files
 from audiocl_bench.audio import FrontEnd
 from audiocl_bench.errors import AudioclError, ConfigError, StoreError
-from audiocl_bench.processes import in_processes
+from audiocl_bench.processes import cores, in_processes
 
 VERSION = 1
 """Raised whenever the layout of a store changes; part of every key, so that no version reads another's files."""
@@ -288,7 +288,7 @@ def prepare(
     if not _is_whole(plan):
         with _locked(plan.path, tell):
             if not _is_whole(plan):  # another process may have finished it while this one waited
-                _complete(plan, min(_MAX_WORKERS, _cores()) if workers is None else workers, tell)
+                _complete(plan, min(_MAX_WORKERS, cores()) if workers is None else workers, tell)
     return Store(plan.path, front_end)
 
 
@@ -369,11 +369,6 @@ def _checked(clips: pd.DataFrame) -> list[tuple[str, str]]:
     except UnicodeEncodeError as cause:
         raise StoreError(f"a clip id is not valid Unicode ({cause.reason}): rename its audio file.") from cause
     return table
-
-
-def _cores() -> int:
-    """Number of cores this process may use (a container or `taskset` may allow fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ------------------------------------------------------------------------------------------------------------- content

@@ -66,6 +66,28 @@ def test_sessions_of_the_paper_split_have_its_clip_counts() -> None:
             assert (len(stream.rows(t, "train")), len(stream.rows(t, "test"))) == (train, test)
 
 
+@pytest.mark.parametrize("protocol", splits.PROTOCOLS)
+@pytest.mark.parametrize(("name", "per_session", "sessions"), [("timit2", 2, 315), ("timit3", 3, 210)])
+def test_the_stream_of_630_speakers(name: str, per_session: int, sessions: int, protocol: str) -> None:
+    benchmark, orders = benchmarks.get(name), splits.load_orders("timit")
+    for order in range(benchmark.num_orders):
+        stream = benchmark.stream(protocol, order)
+        assert (stream.num_classes, stream.num_sessions, len(stream.clip_ids)) == (630, sessions, 6_300)
+        assert list(stream.classes) == orders[order]
+        speakers = [clip.partition("/")[0] for clip in stream.clip_ids]
+        assert [stream.classes[label] for label in stream.labels] == speakers
+        new = [stream.classes[t * per_session : (t + 1) * per_session] for t in range(sessions)]
+        assert sum(map(len, new)) == 630
+        for t in range(sessions):
+            for part, clips_of_one in (("train", 8), ("test", 2)):
+                heard = Counter(speakers[row] for row in stream.rows(t, part))
+                assert heard == dict.fromkeys(new[t], clips_of_one)
+        tested = {clip for clip, test in zip(stream.clip_ids, stream.is_test, strict=True) if test}
+        assert len(tested) == 1_260
+        if protocol == "grouped":
+            assert {clip.partition("/")[2] for clip in tested} == {"SA1", "SA2"}
+
+
 def test_wrong_names_orders_and_protocols() -> None:
     with pytest.raises(UnknownNameError, match=r"did you mean esc50\?"):
         benchmarks.get("esc-50")
@@ -143,6 +165,24 @@ def test_open_gives_files_for_exactly_the_stream(tmp_path: Path) -> None:
     Path(files["path"].iloc[0]).rename(data / "VocalSet" / "FULL" / "female1" / "scales" / "belt" / "new.wav")
     with pytest.raises(CorpusError, match="in 2 clips"):
         benchmarks.get("vocalset").open(data, "grouped", 2)
+
+
+def test_timit_opens_from_its_official_layout(tmp_path: Path) -> None:
+    clips = frozen_index("timit")
+    for number, clip in enumerate(clips["clip_id"]):
+        speaker, _, sentence = clip.partition("/")
+        folder = tmp_path / "TIMIT" / ("TEST" if speaker[1] < "D" else "TRAIN") / f"DR{number // 10 % 8 + 1}" / speaker
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{sentence}.WAV").touch()
+    for name, sessions in (("timit2", 315), ("timit3", 210)):
+        stream, files = benchmarks.get(name).open(tmp_path, "grouped", 4)
+        assert (stream.num_sessions, len(files), stream.classes) == (
+            sessions,
+            6_300,
+            tuple(splits.load_orders("timit")[4]),
+        )
+        for clip, path in zip(stream.clip_ids, files["path"], strict=True):
+            assert path.endswith(f"/{clip}.WAV")
 
 
 def test_the_partial_esc50_is_not_the_benchmark(shared) -> None:

@@ -30,9 +30,11 @@ from audiocl_bench import corpora, splits
 from audiocl_bench.acquire import catalogue
 from audiocl_bench.acquire.archives import extract, is_archive
 from audiocl_bench.acquire.download import amount, fetch
+from audiocl_bench.benchmarks import frozen_differences
 from audiocl_bench.corpora.base import OfficialCorpus, child, walk_files
 from audiocl_bench.errors import ConfigError, CorpusError
 from audiocl_bench.files import explain_os_error, home, sha256_json, write_text
+from audiocl_bench.processes import cores
 
 State = Literal["complete", "partial", "different", "missing"]
 Progress = Callable[[str, int, int | None], None]
@@ -167,20 +169,13 @@ def _judge(corpus: OfficialCorpus, where: Path, expected: pd.DataFrame) -> tuple
         index = corpus.index(where)
     except CorpusError as error:
         return "different", 0, (str(error),)
-    wrong = _differences(corpus.info.name, index, expected)
+    wrong = frozen_differences(corpus.info.name, index, expected)
     labels = dict(zip(index["clip_id"], index["label"], strict=True))
     pairs = zip(expected["clip_id"], expected["label"], strict=True)
     found = sum(labels.get(clip_id) == label for clip_id, label in pairs)
     if not wrong:
         return "complete", found, ()
     return ("partial" if all(line.startswith("missing: ") for line in wrong) else "different"), found, tuple(wrong)
-
-
-def _differences(name: str, index: pd.DataFrame, expected: pd.DataFrame) -> list[str]:
-    """Compare an index with the frozen clips, as `FrozenBenchmark.checked` does: unused official clips may be there."""
-    unused = splits.unused_clips(name)[["clip_id", "label"]]
-    unused = unused[unused["clip_id"].isin(index["clip_id"])]
-    return corpora.differences(index, pd.concat([expected, unused]))
 
 
 def split_hash(name: str) -> str:
@@ -303,7 +298,9 @@ def _get_archive(
     try:
         placed = _install(source.corpus, target, place, work, "downloaded", progress)
     except CorpusError as error:
-        raise CorpusError(f"{error}\nThe download is kept in {target}: delete it to have it fetched anew.") from error
+        told, line_break, listed = str(error).partition("\n")
+        kept = f"The download is kept in {target}: delete it to have it fetched anew."
+        raise CorpusError(f"{told} {kept}{line_break}{listed}") from error
     if not keep_archive:
         target.unlink(missing_ok=True)
     return placed
@@ -467,7 +464,7 @@ def _check(corpus: OfficialCorpus, root: Path) -> None:
         CorpusError: it differs; the first differences are listed, all are written to a report.
     """
     name = corpus.info.name
-    wrong = _differences(name, corpus.index(root), splits.frozen_clips(name))
+    wrong = frozen_differences(name, corpus.index(root), splits.frozen_clips(name))
     if wrong:
         raise CorpusError(
             f"{root} differs from the frozen index of {corpus.info.title} in {len(wrong):,} clips, so a result on it "
@@ -518,7 +515,7 @@ def _verify(name: str, where: Path, decode: bool, progress: Progress | None) -> 
         index = corpus.index(where)
     except CorpusError as error:
         return Verified(name, where, 0, decode, (str(error),))
-    problems = _differences(name, index, splits.frozen_clips(name))
+    problems = frozen_differences(name, index, splits.frozen_clips(name))
     paths = index["path"].tolist()
     sound = []
     for path in paths:
@@ -526,7 +523,7 @@ def _verify(name: str, where: Path, decode: bool, progress: Progress | None) -> 
         problems += [f"{path}: {trouble}"] if trouble else []
         sound += [] if trouble else [path]
     if decode:
-        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # threads: libsndfile decodes without Python's lock
+        pool = ThreadPoolExecutor(cores())  # threads: libsndfile decodes without Python's lock
         try:
             troubles = pool.map(lambda path: _undecodable(where / path), sound)
             for done, (path, trouble) in enumerate(zip(sound, troubles, strict=True), start=1):

@@ -1,12 +1,12 @@
 """A miniature corpus on disk: made on first use under <cache>/mini, read like any other corpus.
 
 The folder's name carries a hash of the synthesis code, so that changed code makes a new corpus and never mixes with an
-old one. A corpus is complete if its folder exists: it is rendered beside its place and moved there last.
+old one. A corpus is rendered beside its place and moved there last, with a list of what every file must be: one that is
+missing or damaged later is noticed, and the corpus is made again.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,12 +22,13 @@ from rich.progress import Progress
 
 from audiocl_bench.corpora.base import Clip, Corpus, CorpusInfo, audio_files, make_index
 from audiocl_bench.errors import AudioError, CorpusError
-from audiocl_bench.files import explain_os_error, home, sha256_file, sha256_json
+from audiocl_bench.files import explain_os_error, home, sha256_file, sha256_json, write_text
 from audiocl_bench.mini.catalogue import recipe
 from audiocl_bench.mini.spec import RATE, ClipSpec, Recipe
-from audiocl_bench.processes import in_processes
+from audiocl_bench.processes import cores, in_processes
 
 _CHUNK = 24  # clips that a process renders at a time: enough to pay for a message, few enough for a smooth bar
+_SUMS = "SHA256SUMS"  # beside the clips, one line each, as `sha256sum --check` reads it
 
 
 class MiniCorpus(Corpus):
@@ -81,7 +82,7 @@ def folder_of(source: Recipe, place: Path) -> Path:
 
 
 def make(source: Recipe, place: Path, *, workers: int | None = None) -> Path:
-    """Render all clips of a recipe as 16-bit WAV files below `place`, unless they are there; return their folder.
+    """Render a recipe's clips as 16-bit WAV files below `place`, unless all are there and whole; return their folder.
 
     Interrupted, it leaves no corpus behind and starts anew. Two processes never render the same corpus at once.
 
@@ -89,21 +90,32 @@ def make(source: Recipe, place: Path, *, workers: int | None = None) -> Path:
         CorpusError: the synthesiser is not installed, or `place` cannot be written.
     """
     folder = folder_of(source, place)
-    if folder.is_dir():
-        return folder
     try:
+        if _is_whole(folder, len(source.specs())):
+            return folder
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / f".{source.name}.lock"):
-            if not folder.is_dir():
-                _make(source, folder, workers or len(os.sched_getaffinity(0)))
+            if not _is_whole(folder, len(source.specs())):
+                _make(source, folder, workers or cores())
     except OSError as cause:
         raise CorpusError(explain_os_error(cause, folder)) from cause
     return folder
 
 
+def _is_whole(folder: Path, clips: int) -> bool:
+    """Tell whether every clip is there, byte for byte as it was made."""
+    try:
+        listed = [line.partition("  ") for line in (folder / _SUMS).read_text(encoding="utf-8").splitlines()]
+        return len(listed) == clips and all(sha256_file(folder / name) == digest for digest, _, name in listed)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError):
+        return False
+
+
 def _make(source: Recipe, folder: Path, workers: int) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    if folder.is_dir():
+        _say(f"{folder} is damaged: it is made again.")
     specs = source.specs()
     for label in {spec.label for spec in specs}:
         (part / label).mkdir(parents=True)
@@ -111,6 +123,11 @@ def _make(source: Recipe, folder: Path, workers: int) -> None:
         with _progress(source.name, len(specs)) as advance:
             for done in _rendered(source.name, specs, part, workers):
                 advance(done)
+        names = [f"{spec.clip_id}.wav" for spec in specs]
+        sums = "".join(f"{sha256_file(part / name)}  {name}\n" for name in names)
+        write_text(part / _SUMS, sums, error=CorpusError)
+        if folder.is_dir():
+            shutil.rmtree(folder)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
