@@ -34,8 +34,8 @@ class MethodConfig:
     """Base of every method's settings. Subclasses are frozen dataclasses whose fields are made by `setting`.
 
     `presets` maps a benchmark name to the settings that differ there; each preset's source is said beside it. `sources`
-    maps the name of a published recipe to its settings; a config that has any declares a setting `preset` of text with
-    the default recipe, which the user changes by name.
+    maps the name of a recipe (a published one, or a row of a paper's table) to its settings; a config that has any
+    declares a setting `preset` of text, the default recipe. The user writes `METHOD@PRESET` or sets it.
 
     Raises:
         ConfigError: a numeric field is no finite number or outside the bounds it declares.
@@ -58,6 +58,13 @@ class MethodConfig:
                         f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
                     )
                     raise ConfigError(f"setting '{field.name}' is {item}, but it must be {bounds}.")
+
+    @property
+    def variant(self) -> str:
+        """The chosen preset where it is not the default one, else ""; `METHOD@PRESET` on the command line."""
+        default = {field.name: field.default for field in dataclasses.fields(self)}.get("preset")
+        chosen = getattr(self, "preset", default)
+        return "" if chosen == default else str(chosen)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain values (tuples as lists), ready for JSON."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from audiocl_bench.backbones.base import Backbone
 
 __all__ = [
+    "Card",
     "Clips",
     "ClosedFormMethod",
     "Context",
@@ -63,6 +64,23 @@ class StreamInfo:
     num_sessions: int
     num_classes: int
     first_session_epochs: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader should know of a method before running it; docs/methods.md is made of these.
+
+    Attributes:
+        paper: authors, venue, official code.
+        trains: what learns by gradient, and when.
+        keeps: what is kept between sessions.
+        deviations: where the code departs from its source, each with the reason.
+    """
+
+    paper: str
+    trains: str
+    keeps: str
+    deviations: tuple[str, ...] = ()
 
 
 class Reporter(Protocol):
@@ -211,6 +229,7 @@ class Method(ABC):
         name: set by `register`.
         source_hash: SHA-256 of the source file of a method loaded by path, so that an edited method makes new runs.
         Config: the frozen dataclass of its settings.
+        card: where it comes from and what it keeps, for the documentation; plugins may leave it out.
         takes_whole_stream: True only for joint training, which sees all sessions as one.
         needs_queries: True where `encode` starts from features of the pretrained network (see `queries`): the runner
             then takes them once per test clip and run, however often prompts change.
@@ -222,6 +241,7 @@ class Method(ABC):
     name: ClassVar[str] = ""
     source_hash: ClassVar[str] = ""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    card: ClassVar[Card | None] = None
     takes_whole_stream: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = False
     leaks_across_batch: bool = False

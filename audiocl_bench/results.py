@@ -42,7 +42,7 @@ from audiocl_bench.errors import ResultsError, UnknownNameError, unknown_name
 from audiocl_bench.files import atomic_path, canonical_json, sha256_json
 
 SCHEMA_VERSION = 2
-"""2 added `mini` to the runs table."""
+"""2 added `mini` and `variant` to the runs table."""
 
 _VERSION_KEY = b"audiocl_schema_version"
 _TABLE_KEY = b"audiocl_table"
@@ -96,6 +96,7 @@ RUNS_SCHEMA = pa.schema(
         _field("fresh_final_accuracy", pa.float64(), nullable=True),
         _field("own_data", pa.bool_()),
         _field("mini", pa.bool_()),
+        _field("variant", pa.string()),  # the method's preset where it is not its default one, else ""
         _field("stand_in", pa.bool_()),
         _field("comparable", pa.bool_()),
         _field("audit_passed", pa.bool_()),
@@ -510,12 +511,12 @@ def read_table(path: Path, table: str) -> pa.Table:
 
 
 def _upgraded(content: pa.Table, table: str, version: int) -> pa.Table:
-    """Bring a table of an older schema up to date: before schema 2 there were no miniatures."""
-    if table != "runs" or version >= 2 or "mini" in content.column_names:
+    """Bring a table of an older schema up to date: before schema 2 there were no miniatures and no variants."""
+    if table != "runs" or version >= 2:
         return content
-    column = pa.array([False] * len(content), pa.bool_())
-    at = RUNS_SCHEMA.get_field_index("mini")
-    content = content.add_column(at, RUNS_SCHEMA.field("mini"), column)
+    for name, value in (("mini", False), ("variant", "")):
+        at, field = RUNS_SCHEMA.get_field_index(name), RUNS_SCHEMA.field(name)
+        content = content.add_column(at, field, pa.array([value] * len(content), field.type))
     newer = pa.array([SCHEMA_VERSION] * len(content), pa.int32())
     at = RUNS_SCHEMA.get_field_index("schema_version")
     return content.set_column(at, RUNS_SCHEMA.field("schema_version"), newer)

@@ -105,6 +105,11 @@ class Plan:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     measure_drift: bool = False
 
+    @property
+    def label(self) -> str:
+        """The method as the user names it, `METHOD` or `METHOD@PRESET`."""
+        return f"{self.method.name}@{self.config.variant}" if self.config.variant else self.method.name
+
 
 def run_id(plan: Plan, material: Material) -> str:
     """Return the run's id: readable, and different whenever anything that decides the predictions differs."""
@@ -508,6 +513,7 @@ class _Run:
             "fresh_final_accuracy": fresh,
             "own_data": material.benchmark.own_data,
             "mini": material.benchmark.mini,
+            "variant": self.plan.config.variant,
             "stand_in": backbone.stand_in,
             "audit_passed": passed,
             "audit": checks,

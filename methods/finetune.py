@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiocl_bench.backbones.base import Backbone
-from audiocl_bench.method import Clips, Context, Method, MethodConfig, Session, State, register, setting
+from audiocl_bench.method import Card, Clips, Context, Method, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.lora import SessionLoRA
 from audiocl_bench.training import Group, GrowingHead, Recipe, fit, linear_head
 
@@ -39,6 +39,11 @@ class FineTune(Method):
     """Train one LoRA (or all weights) and an expanding linear head on each session in turn."""
 
     Config: ClassVar[type[MethodConfig]] = FineTuneConfig
+    card = Card(
+        paper="the usual lower bound; recipe of RanPAC's joint row (official code 012927f).",
+        trains="one LoRA (or all weights) and a linear head, on every session in turn",
+        keeps="LoRA (or all weights) and the head",
+    )
     config: FineTuneConfig
 
     def __init__(self, config: FineTuneConfig, backbone: Backbone, context: Context) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from audiocl_bench.method import MethodConfig, register, setting
+from audiocl_bench.method import Card, MethodConfig, register, setting
 
 from .finetune import FineTune, FineTuneConfig
 from .ranpac import RanPAC, RanPACConfig
@@ -25,6 +25,12 @@ class Joint(FineTune):
     """LoRA and a linear head, trained on all classes at once (the paper's Joint row): one-session fine-tuning."""
 
     Config: ClassVar[type[MethodConfig]] = JointConfig
+    card = Card(
+        paper="the upper bound of the PACE paper's Table 2, EAT + LoRA; recipe of RanPAC (official code 012927f).",
+        trains="one LoRA and a linear head, on all classes at once",
+        keeps="LoRA and the head; it read every clip",
+        deviations=("The head learns as fast as the body: at 0.01 it is far from done after ten epochs.",),
+    )
     takes_whole_stream = True
 
 
@@ -35,6 +41,7 @@ class JointClosedFormConfig(RanPACConfig):
     fsa: bool = setting(False, "ours: frozen features, so it must equal incremental ridge with the same lambda")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {"official": {}}
 
 
 @register("joint-closed")
@@ -42,4 +49,9 @@ class JointClosedForm(RanPAC):
     """Ridge on random features of the whole stream: with `fsa`, LoRA is trained on all classes first."""
 
     Config = JointClosedFormConfig
+    card = Card(
+        paper="RanPAC's closed-form head on the union of all sessions.",
+        trains="nothing, or with `fsa=true` LoRA on all classes at once",
+        keeps="as `ranpac`; it read every clip",
+    )
     takes_whole_stream = True

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.heads import NCMHead
-from audiocl_bench.method import Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
+from audiocl_bench.method import Card, Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class NCM(ClosedFormMethod):
     """Classify by the nearest class mean of frozen pretrained features."""
 
     Config = NCMConfig
+    card = Card(
+        paper="Zhou et al., SimpleCIL (IJCV 2024); official code LAMDA-PILOT 2647455.",
+        trains="nothing",
+        keeps="sum and count of each class's features",
+    )
     config: NCMConfig
 
     def __init__(self, config: NCMConfig, backbone: Backbone, context: Context) -> None:

@@ -6,8 +6,9 @@ random ReLU features and solves a ridge regression after every session.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.heads import RandomProjection, RidgeHead, choose_lambda
-from audiocl_bench.method import Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
+from audiocl_bench.method import Card, Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.lora import SessionLoRA
 from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
 
@@ -24,6 +25,7 @@ from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
 class RanPACConfig(MethodConfig):
     """Settings of RanPAC; official defaults unless said otherwise."""
 
+    preset: str = setting("official", "'no-fsa' is the row 'RanPAC w/o FSA' of the PACE paper's Table 2")
     fsa: bool = setting(True, "official phase 1; off is the paper's row 'w/o FSA'")
     epochs: int = setting(20, "official", unit="epochs", low=1)
     lr: float = setting(0.01, "official body_lr and head_lr", low=0)
@@ -42,12 +44,26 @@ class RanPACConfig(MethodConfig):
         "'accumulated' is generalised cross-validation on all statistics so far",
     )
 
+    sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {"official": {}, "no-fsa": {"fsa": False}}
+
 
 @register("ranpac")
 class RanPAC(ClosedFormMethod):
     """Ridge regression on random ReLU features, with or without first-session adaptation."""
 
     Config = RanPACConfig
+    card = Card(
+        paper="McDonnell et al., RanPAC (NeurIPS 2023); official code RanPAC/RanPAC 012927f.",
+        trains="LoRA and a cosine head, in the first session only; with `no-fsa` nothing",
+        keeps="LoRA pairs; second-order statistics of random features (square root or packed triangle, float64)",
+        deviations=(
+            "LoRA on K and V stands for the official choice of adapter, SSF or VPT: the paper's EAT baselines adapt by "
+            "LoRA.",
+            "The ridge search is exact float64 in its dual form; in float32 the official search returns garbage below "
+            "1e-5 when a session has fewer clips than features.",
+            "The 80/20 split of the search is stratified, so that no class of a small session is lost.",
+        ),
+    )
     config: RanPACConfig
 
     def __init__(self, config: RanPACConfig, backbone: Backbone, context: Context) -> None:

@@ -331,6 +331,33 @@ def test_wrong_requests_are_refused(
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_presets_are_run_by_name_beside_the_default(call: Call, tiny_benchmark: Path, tmp_path: Path) -> None:
+    given = ("-b", tiny_benchmark, *QUICK, "--set", "width=64", "--results", tmp_path)
+    outcome = call("run", "-m", "pace@no-fsa,pace@no-fsa,ranpac@no-fsa,ncm", *given)
+    assert outcome.code == 0, outcome.err
+    runs = pd.read_parquet(tmp_path / "runs").set_index(["method", "variant"])
+    assert set(runs.index) == {("pace", "no-fsa"), ("ranpac", "no-fsa"), ("ncm", "")}
+    assert json.loads(runs.loc[("pace", "no-fsa"), "method_config"])["fsa"] is False
+    assert "pace@no-fsa" in outcome.out
+    assert (runs["trainable_parameters"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("pace@no-fas", ("no-fas", "no-fsa")),
+        ("ncm@paper", ("ncm has no presets", "@paper")),
+        ("pcae@paper", ("pcae", "pace")),
+        ("pace@", ("preset of pace",)),
+    ],
+)
+def test_an_unknown_preset_is_refused(
+    call: Call, tiny_benchmark: Path, tmp_path: Path, method: str, told: tuple[str, ...]
+) -> None:
+    outcome = call("run", "-m", method, "-b", tiny_benchmark, *QUICK, "--results", tmp_path)
+    assert_refused(outcome, *told)
+
+
 # -------------------------------------------------------------------------------------------------------------- corpora
 
 

@@ -42,6 +42,7 @@ def make_runs(*rows: dict[str, Any]) -> pd.DataFrame:
         "forgetting": 5.0,
         "own_data": False,
         "mini": False,
+        "variant": "",
         "stand_in": False,
         "audit_passed": True,
         "train_seconds": 80.0,
@@ -91,6 +92,7 @@ def store(folder: Path, run_id: str, sessions: int, *, joint: bool = False, **ch
         "seed": 7,
         "own_data": False,
         "mini": False,
+        "variant": "",
         "stand_in": False,
         "audit_passed": True,
         "audit": {"batch_independence": {"passed": True, "largest_difference": 1e-7}},
@@ -154,6 +156,14 @@ def test_what_differs_is_never_averaged() -> None:
     assert lines_with(text, "ranpac #abcdef", "40.00")
     assert lines_with(text, "ranpac #c0ffee", "10.00")
     assert lines_with(text, "ranpac ", "20.00")
+
+
+def test_variants_go_by_their_name() -> None:
+    runs = make_runs({"final_accuracy": 60.0}, {"variant": "no-fsa", "config_hash": "abcdef12"})
+    text = render(tables.runs_table(runs))
+    assert lines_with(text, "ranpac@no-fsa ", "70.00")
+    assert lines_with(text, "ranpac ", "60.00")
+    assert "#" not in text
 
 
 def test_benchmarks_share_a_table_and_own_data_stands_alone() -> None:

@@ -87,6 +87,7 @@ def make_meta(run_id: str = "ncm-esc50-0", **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "own_data": False,
         "mini": False,
+        "variant": "",
         "stand_in": False,
         "audit_passed": True,
         "audit": {"batch": {"passed": True}},
@@ -342,15 +343,16 @@ def test_runs_of_schema_1_are_read_as_no_miniatures(folder: ResultsDir) -> None:
     folder.write(make_result())
     written = folder.run("ncm-esc50-0")
     old = {results_module._VERSION_KEY: b"1", results_module._TABLE_KEY: b"runs"}
-    at = results_module.RUNS_SCHEMA.get_field_index("schema_version") - 1  # without `mini`
+    at = results_module.RUNS_SCHEMA.get_field_index("schema_version") - 2  # without `mini` and `variant`
     one = pa.array([1], pa.int32())
     field = results_module.RUNS_SCHEMA.field("schema_version")
     rewrite(
         folder.file("runs", "ncm-esc50-0"),
-        lambda t: t.drop_columns("mini").set_column(at, field, one).replace_schema_metadata(old),
+        lambda t: t.drop_columns(["mini", "variant"]).set_column(at, field, one).replace_schema_metadata(old),
     )
     assert folder.run("ncm-esc50-0") == written
     assert written["mini"] is False
+    assert written["variant"] == ""
 
 
 @pytest.mark.parametrize("table", ["runs", "sessions", "predictions"])

@@ -15,8 +15,17 @@ _BUILT_IN = "audiocl_methods"
 
 
 @app.command()
-def methods() -> None:
+def methods(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page docs/methods.md: every built-in method in full.")
+    ] = False,
+) -> None:
     """List every method that can be run: built-in, or from an installed plugin."""
+    if markdown:
+        from audiocl_bench.report.method_page import page
+
+        typer.echo(page(), nl=False)
+        return
     from rich.console import Console
 
     from audiocl_bench import registry
@@ -56,7 +65,7 @@ def settings(
         Console(highlight=False).print(f"preset for {benchmark}: {preset}", markup=False)
     for recipe, values in cls.Config.sources.items():
         preset = " ".join(f"{key}={value}" for key, value in values.items())
-        Console(highlight=False).print(f"--set preset={recipe}: {preset}", markup=False)
+        Console(highlight=False).print(f"{cls.name}@{recipe}: {preset or 'the defaults'}", markup=False)
     _footer(f"audiocl run --method {method} --set SETTING=VALUE")
 
 

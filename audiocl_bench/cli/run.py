@@ -13,7 +13,12 @@ _WHERE, _HOW, _MACHINE = "Where", "How", "Machine"
 def run(
     method: Annotated[
         list[str],
-        typer.Option("--method", "-m", metavar="NAME", help="Method, or file.py:Class. Repeat or separate by commas."),
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME",
+            help="Method, METHOD@PRESET, or file.py:Class. Repeat or separate by commas.",
+        ),
     ],
     bench: Annotated[
         list[str],

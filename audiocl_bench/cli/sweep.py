@@ -78,13 +78,23 @@ def run_sweep(sweep: Sweep) -> None:
         AudioclError: bad input, or at least one run failed (all failures are listed).
     """
     results = ResultsDir(sweep.results or files.home() / "results")
-    methods = [registry.load(name) for name in sweep.methods]
+    choices = list(dict.fromkeys(_choice(given) for given in sweep.methods))
+    methods = list(dict.fromkeys(method for method, _ in choices))
     names = [name for given in sweep.benchmarks for name in (benchmarks.names() if given == "all" else (given,))]
     if sweep.data == MINI:
         names, sweep = [_miniature(name) for name in names], dataclasses.replace(sweep, data=None)
     chosen = [benchmarks.get(name) for name in dict.fromkeys(names)]
     settings = _settings(sweep, methods)
-    configs = {(m, b): config.build(m.Config, b.name, settings[m.name], owner=m.name) for m in methods for b in chosen}
+    configs = {
+        (method, preset, b): config.build(
+            method.Config,
+            b.name,
+            {**settings[method.name], **({"preset": preset} if preset else {})},
+            owner=method.name,
+        )
+        for method, preset in choices
+        for b in chosen
+    }
     device = _device(sweep.device)
     _check_results(results)
     if sweep.get_data:
@@ -92,15 +102,15 @@ def run_sweep(sweep: Sweep) -> None:
     opened = _open_all(sweep, chosen)
     loaded = {frames: _load(sweep, settings["backbone"], frames) for frames in {b.frames for b in chosen}}
 
-    total = len(opened) * len(methods) * len(sweep.seeds)
+    total = len(opened) * len(choices) * len(sweep.seeds)
     with threads(sweep.threads), progress_display(total, quiet=sweep.quiet) as display:
         maker = _Maker(sweep, results, display)
         for item in opened:
             material = maker.prepare(item, loaded[item.benchmark.frames])
             if material is not None:
-                for method in methods:
+                for method, preset in choices:
                     for seed in sweep.seeds:
-                        plan = Plan(method, configs[method, item.benchmark], seed, device, sweep.drift)
+                        plan = Plan(method, configs[method, preset, item.benchmark], seed, device, sweep.drift)
                         maker.make(plan, material)
         maker.wait_for_others()
     if maker.done:
@@ -145,7 +155,7 @@ class _Maker:
     def make(self, plan: Plan, material: Material, *, wait: bool = False) -> None:
         """Make or reuse one run; one that another process is making is put off unless `wait`."""
         sweep, stream = self._sweep, material.stream
-        name = f"{plan.method.name} on {stream.benchmark}, order {stream.order}, seed {plan.seed}"
+        name = f"{plan.label} on {stream.benchmark}, order {stream.order}, seed {plan.seed}"
         status = "failed"
         try:
             identity, status = execute(
@@ -172,7 +182,7 @@ class _Maker:
     def wait_for_others(self) -> None:
         """Take the results of runs that other processes were making, or make them if those gave up."""
         for plan, material in self._busy:
-            what = f"{plan.method.name} on {material.stream.benchmark}"
+            what = f"{plan.label} on {material.stream.benchmark}"
             self._display.message(f"waiting for another process to finish {what}")
             self.make(plan, material, wait=True)
 
@@ -272,6 +282,23 @@ def _settings(sweep: Sweep, methods: list[type[Method]]) -> dict[str, dict[str, 
                     raise unknown_name(f"setting of {owner}", name, known[owner])
                 sorted_[owner][name] = value
     return sorted_
+
+
+def _choice(given: str) -> tuple[type[Method], str]:
+    """Read `METHOD` or `METHOD@PRESET`.
+
+    Raises:
+        UnknownNameError, ConfigError: there is no such method or preset.
+    """
+    name, at, preset = given.rpartition("@")
+    if not at:
+        return registry.load(given), ""
+    method = registry.load(name)
+    if preset not in method.Config.sources:
+        if not method.Config.sources:
+            raise ConfigError(f"method {name} has no presets: write {name} without '@{preset}'.")
+        raise unknown_name(f"preset of {name}", preset, method.Config.sources)
+    return method, preset
 
 
 def _miniature(name: str) -> str:

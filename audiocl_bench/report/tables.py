@@ -78,7 +78,8 @@ def _block_table(block: pd.DataFrame) -> RenderableType:
     for heading in ("runs", "final %", "avg inc %", "forgetting", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("audit", no_wrap=True)
-    for (benchmark, _), runs in block.groupby(["benchmark", "index_hash"]):
+    names = block["method"] + ("@" + block["variant"]).where(block["variant"] != "", "")
+    for (benchmark, _), runs in block.assign(method=names).groupby(["benchmark", "index_hash"]):
         variants = runs.groupby("method")["config_hash"].transform("nunique") > 1
         named = runs.assign(_variant=runs["config_hash"].str[:6].where(variants, ""))
         groups = named.groupby(["method", "_variant"])
