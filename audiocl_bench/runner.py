@@ -196,6 +196,31 @@ def execute(
         lock.release()
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A learner after its last session, with what it takes to test it in other ways than a run does.
+
+    Attributes:
+        method: the learner.
+        checks: outcome of every audit, as stored with a run.
+        tests: rows of the test clips of every session, in the order a run tests them.
+        labels: label of every row.
+        read: rows -> normalised log-mels [B, T, M] on the learner's device.
+    """
+
+    method: Method
+    checks: dict[str, Any]
+    tests: list[np.ndarray]
+    labels: np.ndarray
+    read: Callable[[np.ndarray], Tensor]
+
+
+def learn_all(plan: Plan, material: Material, *, monitor: Monitor | None = None) -> Learned:
+    """Learn a whole stream as a run does, audit the learner and return it; nothing is stored."""
+    run = _Run(plan, material, run_id(plan, material), Path("nowhere"), monitor or Silent())
+    return run.learned()
+
+
 def _clean(results: ResultsDir, identity: str) -> None:
     """Remove the checkpoint, and the unfinished files that killed processes left. Call only with the run's lock."""
     shutil.rmtree(results.path / "work" / identity, ignore_errors=True)
@@ -256,6 +281,30 @@ class _Run:
             failed = ", ".join(name for name, check in checks.items() if not check["passed"])
             self.monitor.message(f"AUDIT FAILED for {self.identity}: {failed}. The result is marked.")
 
+    def learned(self) -> Learned:
+        last = self.stream.num_sessions - 1
+        steps = [last] if self.whole else list(range(self.stream.num_sessions))
+        self.monitor.run_started(self.identity, len(steps), 0)
+        for t in steps:
+            self._learn(t)
+            self.monitor.session_done(t, math.nan)
+        self._predict(last)
+        _, checks = self._audit()
+        tests = [self._test_rows(i) for i in range(self.stream.num_sessions)]
+        read = self._reader(np.arange(len(self.stream.clip_ids)))
+        return Learned(self.method, checks, tests, self.stream.labels, lambda rows: read(rows).to(self.plan.device))
+
+    def _learn(self, t: int) -> Session:
+        """Let the method learn session t; return the session, closed."""
+        self.reporter.begin(t)
+        session = self._open(t)
+        try:
+            with self._global_generator("session", t):
+                self.method.learn(session)
+        finally:
+            session.close()
+        return session
+
     def _build(self) -> Method:
         backbone = copy.deepcopy(self.material.backbone).to(self.plan.device)
         info = StreamInfo(
@@ -280,14 +329,8 @@ class _Run:
         """Learn session t, test all sessions so far, write the checkpoint."""
         method, passes = self.method, self.method.backbone.passes
         memory = PeakMemory(self.plan.device)
-        self.reporter.begin(t)
-        session = self._open(t)
         begun, clips, blocks = time.perf_counter(), passes.clips, passes.block_runs
-        try:
-            with self._global_generator("session", t):
-                method.learn(session)
-        finally:
-            session.close()
+        session = self._learn(t)
         train_seconds, train_clips = time.perf_counter() - begun, passes.clips - clips
 
         begun, clips = time.perf_counter(), passes.clips

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from audiocl_bench.cli.audit import audit
 from audiocl_bench.cli.data import app as data_app
 from audiocl_bench.cli.doctor import doctor
 from audiocl_bench.cli.listing import app as list_app
@@ -73,6 +74,7 @@ is computed from what was written.
 )
 app.command("run")(run)
 app.command("show")(show)
+app.command("audit")(audit)
 app.command("doctor")(doctor)
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ class Display:
         """Advance the session bar and show the accuracy so far."""
         self._accuracy = accuracy
         self._progress.update(self._epochs, visible=False)
-        self._progress.update(self._sessions, advance=1, detail=f"accuracy {100 * accuracy:.1f} %")
+        detail = "" if math.isnan(accuracy) else f"accuracy {100 * accuracy:.1f} %"
+        self._progress.update(self._sessions, advance=1, detail=detail)
 
     def run_ended(self, status: str) -> None:
         """Advance the run bar; without bars, print one line."""

@@ -138,12 +138,12 @@ def run(
 
     run_sweep(
         Sweep(
-            methods=_split(method, "--method"),
-            benchmarks=_split(bench, "--bench"),
+            methods=split(method, "--method"),
+            benchmarks=split(bench, "--bench"),
             backbone=backbone,
             protocol=protocol,
-            orders=_numbers(orders, "--orders"),
-            seeds=_numbers(seeds, "--seeds"),
+            orders=numbers(orders, "--orders"),
+            seeds=numbers(seeds, "--seeds"),
             data=data,
             get_data=get_data,
             results=results,
@@ -152,6 +152,7 @@ def run(
             existing="replace" if fresh else existing,
             fresh=fresh,
             drift=drift,
+            audit=False,
             device=device,
             threads=threads,
             workers=workers,
@@ -160,7 +161,8 @@ def run(
     )
 
 
-def _split(items: list[str], option: str) -> tuple[str, ...]:
+def split(items: list[str], option: str) -> tuple[str, ...]:
+    """Read names given by repeated options or separated by commas, each once."""
     from audiocl_bench.errors import ConfigError
 
     names = [part.strip() for item in items for part in item.split(",") if part.strip()]
@@ -169,7 +171,7 @@ def _split(items: list[str], option: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def numbers(text: str, option: str) -> tuple[int, ...]:
     """Read "0-4,7" as (0, 1, 2, 3, 4, 7)."""
     from audiocl_bench.errors import ConfigError
 

@@ -22,11 +22,12 @@ from audiocl_bench.benchmarks import Benchmark
 from audiocl_bench.cli.data import bars
 from audiocl_bench.cli.progress import Display, progress_display
 from audiocl_bench.errors import AudioclError, ConfigError, CorpusError, ResultsError, unknown_name
+from audiocl_bench.leak import leak, readings
 from audiocl_bench.method import Method
 from audiocl_bench.mini.catalogue import PREFIX
-from audiocl_bench.report.tables import runs_table
+from audiocl_bench.report.tables import LeakRow, leak_table, runs_table
 from audiocl_bench.results import ResultsDir
-from audiocl_bench.runner import Existing, Material, Plan, execute, threads
+from audiocl_bench.runner import Existing, Material, Plan, execute, learn_all, threads
 from audiocl_bench.streams import Stream
 
 MINI = Path("mini")
@@ -53,6 +54,7 @@ class Sweep:
     existing: Existing
     fresh: bool
     drift: bool
+    audit: bool
     device: str
     threads: int | None
     workers: int | None
@@ -69,7 +71,7 @@ class _Opened:
 
 
 def run_sweep(sweep: Sweep) -> None:
-    """Make all runs of a sweep and print their table.
+    """Make all runs of a sweep and print their table; or, to `audit`, only train them and test them in many batchings.
 
     Everything that can be wrong with the request is checked before the first run starts; a run that fails later does
     not stop the others.
@@ -96,7 +98,8 @@ def run_sweep(sweep: Sweep) -> None:
         for b in chosen
     }
     device = _device(sweep.device)
-    _check_results(results)
+    if not sweep.audit:
+        _check_results(results)
     if sweep.get_data:
         _get_missing(sweep, chosen)
     opened = _open_all(sweep, chosen)
@@ -104,7 +107,7 @@ def run_sweep(sweep: Sweep) -> None:
 
     total = len(opened) * len(choices) * len(sweep.seeds)
     with threads(sweep.threads), progress_display(total, quiet=sweep.quiet) as display:
-        maker = _Maker(sweep, results, display)
+        maker = (_Auditor if sweep.audit else _Maker)(sweep, results, display)
         for item in opened:
             material = maker.prepare(item, loaded[item.benchmark.frames])
             if material is not None:
@@ -113,8 +116,7 @@ def run_sweep(sweep: Sweep) -> None:
                         plan = Plan(method, configs[method, preset, item.benchmark], seed, device, sweep.drift)
                         maker.make(plan, material)
         maker.wait_for_others()
-    if maker.done:
-        _report(results, maker)
+    maker.report()
     if maker.failures:
         raise AudioclError("\n".join(maker.failures))
 
@@ -194,20 +196,55 @@ class _Maker:
         first_line = (str(error).splitlines() or [""])[0]
         return f"{type(error).__name__}: {first_line} (the traceback is in {file})"
 
+    def report(self) -> None:
+        """Print the table of all runs that have a result."""
+        if not self.done:
+            return
+        results, console = self._results, Console()
+        table = results.runs()
+        console.print(runs_table(table[table["run_id"].isin(self.done)]))
+        made = len(self.done) - self.reused
+        console.print(
+            f"{made} {'run' if made == 1 else 'runs'} made, {self.reused} reused. Results: {results.path}",
+            f"In full: audiocl show {self.done[-1]} --results {shlex.quote(str(results.path))}",
+            sep="\n",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
 
-def _report(results: ResultsDir, maker: _Maker) -> None:
-    console = Console()
-    table = results.runs()
-    console.print(runs_table(table[table["run_id"].isin(maker.done)]))
-    made = len(maker.done) - maker.reused
-    console.print(
-        f"{made} {'run' if made == 1 else 'runs'} made, {maker.reused} reused. Results: {results.path}",
-        f"In full: audiocl show {maker.done[-1]} --results {shlex.quote(str(results.path))}",
-        sep="\n",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+
+class _Auditor(_Maker):
+    """Trains instead of making runs, and keeps what testing in other batches gives."""
+
+    def __init__(self, sweep: Sweep, results: ResultsDir, display: Display) -> None:
+        super().__init__(sweep, results, display)
+        self._found: list[LeakRow] = []
+
+    def make(self, plan: Plan, material: Material, *, wait: bool = False) -> None:
+        """Learn the whole stream, then test it batched in every way."""
+        del wait
+        stream = material.stream
+        name = f"{plan.label} on {stream.benchmark}"
+        try:
+            learned = learn_all(plan, material, monitor=self._display)
+            found = readings(learned, seed=plan.seed)
+        except AudioclError as error:
+            self.failures.append(f"{name} failed: {error}")
+        else:
+            declared = learned.method.leaks_across_batch
+            failed = tuple(check for check, outcome in learned.checks.items() if not outcome["passed"])
+            self._found.append(
+                LeakRow(plan.label, stream.benchmark, stream.order, found, leak(found), failed, declared)
+            )
+            if failed and not declared:
+                self.failures.append(f"{name} failed its audits: {', '.join(failed)}.")
+        self._display.run_ended("audited")
+
+    def report(self) -> None:
+        """Print accuracy by batch size, batches by session and mixed."""
+        if self._found:
+            Console().print(leak_table(self._found))
 
 
 def _open_all(sweep: Sweep, chosen: list[Benchmark]) -> list[_Opened]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,9 @@ from rich.text import Text
 
 from audiocl_bench import metrics
 from audiocl_bench.results import SCORES, ResultsDir
+
+if TYPE_CHECKING:
+    from audiocl_bench.leak import Reading
 
 DASH = "-"
 _CONDENSE_ABOVE = 12  # longest stream whose sessions are all shown
@@ -118,6 +122,55 @@ def _runs_legend(runs: pd.DataFrame) -> str:
     if runs.duplicated(["method", "benchmark", "protocol", "backbone", "config_hash", "order", "seed"]).any():
         legend += "\n* repeats of the same order and seed are averaged first and count once."
     return legend
+
+
+@dataclass(frozen=True)
+class LeakRow:
+    """One audited learner.
+
+    Attributes:
+        method: as the user names it; benchmark, order: its stream.
+        readings: its accuracies by batching; leak: what batches of one session give over single clips, points.
+        failed: audits that failed.
+        declared: it reproduces a published leak on purpose.
+    """
+
+    method: str
+    benchmark: str
+    order: int
+    readings: tuple[Reading, ...]
+    leak: float
+    failed: tuple[str, ...]
+    declared: bool
+
+
+def leak_table(rows: Sequence[LeakRow]) -> RenderableType:
+    """Return final accuracy by test batch: one line for batches by session, one for mixed ones."""
+    sizes = sorted({reading.batch_size for row in rows for reading in row.readings})
+    table = _plain_table()
+    for heading in ("method", "benchmark", "order", "test batches"):
+        table.add_column(heading, overflow="fold")
+    for size in sizes:
+        table.add_column(f"{size} clips" if size > 1 else "1 clip", justify="right", no_wrap=True)
+    table.add_column("leak", justify="right", no_wrap=True)
+    table.add_column("audit", no_wrap=True)
+    for row in rows:
+        for mixed in (False, True):
+            by_size = {reading.batch_size: reading.accuracy for reading in row.readings if reading.mixed == mixed}
+            names = ("", "", "", "mixed") if mixed else (row.method, row.benchmark, str(row.order), "by session")
+            told = ("", "") if mixed else (f"{row.leak:+.2f}", "FAILED" if row.failed else "passed")
+            table.add_row(*map(Text, names), *(f"{by_size[size]:.2f}" for size in sizes), *map(Text, told))
+    legend = (
+        "Final accuracy (%) of one trained learner, its test clips batched in different ways. leak: points that "
+        "batches of one session give over single clips; 0 where a prediction depends on its own clip alone."
+    )
+    told = [Text(f"{row.method} on {row.benchmark}: {_failure(row)}") for row in rows if row.failed]
+    return Group(Text("Accuracy by test batch", style="bold"), table, Text(), *told, Text(legend, style="dim"))
+
+
+def _failure(row: LeakRow) -> str:
+    reason = "; it reproduces a published leak on purpose." if row.declared else "."
+    return f"failed {', '.join(row.failed)}{reason}"
 
 
 def not_comparable(run: Any) -> str:
