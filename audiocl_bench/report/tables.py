@@ -164,8 +164,8 @@ def leak_table(rows: Sequence[LeakRow]) -> RenderableType:
         "Final accuracy (%) of one trained learner, its test clips batched in different ways. leak: points that "
         "batches of one session give over single clips; 0 where a prediction depends on its own clip alone."
     )
-    told = [Text(f"{row.method} on {row.benchmark}: {_failure(row)}") for row in rows if row.failed]
-    return Group(Text("Accuracy by test batch", style="bold"), table, Text(), *told, Text(legend, style="dim"))
+    failures = [Text(f"{row.method} on {row.benchmark}: {_failure(row)}") for row in rows if row.failed]
+    return Group(Text("Accuracy by test batch", style="bold"), table, Text(), *failures, Text(legend, style="dim"))
 
 
 def _failure(row: LeakRow) -> str:
