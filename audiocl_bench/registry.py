@@ -63,8 +63,8 @@ def _targets() -> dict[str, str]:
 
 
 def _make_importable(folder: Path, package: str) -> None:
-    """Let a clone that was not installed import `methods/` under its installed name."""
-    if package in sys.modules or importlib.util.find_spec(package) is not None:
+    """Import a clone's `methods/` under its installed name, also where another copy of audiocl is installed."""
+    if package in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(
         package, folder / "__init__.py", submodule_search_locations=[str(folder)]

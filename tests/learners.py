@@ -40,6 +40,26 @@ QUICK: dict[str, dict[str, Any]] = {
     "finetune": {**RECIPE, **TWO_RATES, "epochs": 1},
     "joint": {**RECIPE, **TWO_RATES, "epochs": 1},
     "joint-closed": {"width": 64},
+    "l2p": {"pool": 6, "length": 2, "top_k": 2, "epochs": 1, "batch_size": 6, "lr": 0.01, "lr_batch": None},
+    "dualprompt": {"e_length": 3, "epochs": 1, "batch_size": 6, "lr": 0.01, "lr_batch": None},
+    "coda-prompt": {"components": 6, "length": 4, "epochs": 1, "batch_size": 6, "lr": 0.01},
+    "lora-drs": {"rank": 2, "epochs": 1, "batch_size": 6, "lr": 0.01, "lr_head": 0.01, "energy": 0.9},
+    "acil": {"width": 64},
+    "hide-prompt": {
+        "length": 2,
+        "epochs": 1,
+        "schedule": "constant",
+        "batch_size": 6,
+        "lr": 0.1,
+        "centroids": 2,
+        "align_epochs": 2,
+        "align_samples": 12,
+        "tii_epochs": 10,
+        "tii_lr": 0.1,
+        "tii_align_lr": 1.0,
+        "tii_align_samples": 6,
+    },
+    "sprompt++": {"e_length": 3, "epochs": 1, "batch_size": 6, "lr": 0.01, "lr_batch": None},
 }
 """Settings that make a method learn a tiny stream in a fraction of a second; all that decides training is spelt out, so
 that other defaults do not change the tests."""

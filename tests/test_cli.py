@@ -735,6 +735,8 @@ def test_a_clone_runs_without_installation(tmp_path: Path, tiny_benchmark: Path)
     done = shell("-S", clone / "cli.py", "list", "methods", cwd=tmp_path, PYTHONPATH=libraries)
     assert "Clone of" in done.stdout, done.stderr
     assert "pace" in done.stdout
+    done = shell(clone / "cli.py", "list", "methods", cwd=tmp_path)  # another copy is installed: a clone uses its own
+    assert "Clone of" in done.stdout, done.stderr
 
 
 def readme_block(marker: str, language: str) -> str:

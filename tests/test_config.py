@@ -178,6 +178,74 @@ def test_every_built_in_setting_has_a_source_and_survives_its_text(method: str) 
         assert config.build(cls, benchmark, built.as_dict(), owner=method) == built
 
 
+# --------------------------------------------------------------------------------------------------- published recipes
+
+
+@dataclass(frozen=True)
+class Published(MethodConfig):
+    preset: str = setting("first", "the authors' code")
+    rank: int = setting(8, "first", low=1)
+    lr: float = setting(0.1, "first", low=0)
+    clip: float | None = setting(1.0, "first")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sc2": {"rank": 4}, "timit2": {"preset": "second"}}
+    sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "first": {"rank": 8, "lr": 0.1},
+        "second": {"rank": 5, "lr": 0.2, "clip": None},
+    }
+
+
+def published(benchmark: str = "esc50", **overrides: Any) -> tuple[str, int, float, float | None]:
+    values = config.build(Published, benchmark, overrides, owner="method")
+    return values.preset, values.rank, values.lr, values.clip
+
+
+def test_a_recipe_is_chosen_by_name() -> None:
+    assert published() == ("first", 8, 0.1, 1.0)
+    assert published(preset="second") == ("second", 5, 0.2, None)
+    given = config.parse_overrides(["preset=second", "lr=0.3"])
+    assert published(**given) == ("second", 5, 0.3, None)
+
+
+def test_default_recipe_benchmark_and_override_count_in_this_order() -> None:
+    """What says more about this run wins: the benchmark's preset over the recipe, the user over both."""
+    assert published("sc2") == ("first", 4, 0.1, 1.0)
+    assert published("sc2", preset="second") == ("second", 4, 0.2, None)
+    assert published("sc2", preset="second", rank="7", clip="0.5") == ("second", 7, 0.2, 0.5)
+
+
+def test_a_benchmarks_preset_can_choose_the_recipe() -> None:
+    assert published("timit2") == ("second", 5, 0.2, None)
+    assert published("timit2", preset="first") == ("first", 8, 0.1, 1.0)
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="unknown preset of method 'secnd': did you mean second"):
+        published(preset="secnd")
+    with pytest.raises(UnknownNameError, match="unknown preset of method 'esc50'"):
+        published(preset="esc50")  # the name of a benchmark is no recipe
+
+
+def test_a_recipe_with_a_setting_that_does_not_exist_is_named() -> None:
+    class Wrong(Published):
+        sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {"first": {"rnk": 1}}
+
+    with pytest.raises(UnknownNameError, match="'rnk': did you mean rank"):
+        config.build(Wrong, "esc50", {}, owner="method")
+
+
+def test_a_built_config_builds_itself_again() -> None:
+    """What a result records is enough to make the run again, recipe or not."""
+    for overrides in ({}, {"preset": "second"}, {"preset": "second", "clip": 2.0}):
+        built = config.build(Published, "sc2", overrides, owner="method")
+        assert config.build(Published, "sc2", built.as_dict(), owner="method") == built
+
+
+def test_without_recipes_preset_is_no_setting() -> None:
+    with pytest.raises(UnknownNameError, match="unknown setting of sample 'preset'"):
+        build(preset="first")
+
+
 # ------------------------------------------------------------------------------------------------- --set and --config
 
 

@@ -276,7 +276,8 @@ def test_test_clips_come_without_label_index_or_order(tiny_material: Material, r
     Watcher.seen, Watcher.tested = [], []
     stream, store, front_end = tiny_material.stream, tiny_material.store, tiny_material.backbone.front_end
     run(plan_of(Watcher), tiny_material, results)
-    assert all(set(vars(clips)) == {"mel", "index"} and clips.index is None for clips in Watcher.tested)
+    assert all(set(vars(clips)) == {"mel", "index", "query"} for clips in Watcher.tested)
+    assert all(clips.index is None and clips.query is None for clips in Watcher.tested)
     # Clips of two classes in stored order would stand class by class; in the order tested they must not.
     first = Watcher.tested[0].mel
     rows = stream.rows(0, "test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,16 @@ from torch.nn import functional as F
 
 from audiocl_bench.errors import ConfigError
 from audiocl_bench.method import Clips, Context, Session, SilentReporter, StreamInfo
-from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
+from audiocl_bench.training import (
+    Group,
+    GrowingHead,
+    Recipe,
+    fit,
+    fit_samples,
+    linear_head,
+    local_labels,
+    rate,
+)
 
 CPU = torch.device("cpu")
 DIM, CLIPS = 6, 10
@@ -279,3 +289,181 @@ def test_a_classifier_learns_through_the_loop() -> None:
     history = fit(opened, [Group(tuple(head.parameters()), 0.5)], loss, Recipe(30, 4), context(), stage="a")
     assert history[-1] < 0.1 < history[0]
     assert head(mel.mean(1)).argmax(1).tolist() == LABELS.tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------ schedules
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 50])
+def test_rates_equal_their_formulas(epochs: int) -> None:
+    for e in range(epochs):
+        assert rate(Recipe(epochs, 1, schedule="constant"), e) == 1.0
+        assert rate(Recipe(epochs, 1, schedule="cosine"), e) == pytest.approx((1 + math.cos(math.pi * e / epochs)) / 2)
+        coda = 1.0 if epochs == 1 else math.cos(99 * math.pi * e / (200 * (epochs - 1)))
+        assert rate(Recipe(epochs, 1, schedule="coda"), e) == pytest.approx(coda)
+
+
+@pytest.mark.parametrize("epochs", [2, 20, 50])
+def test_codas_schedule_falls_from_one_to_its_published_end(epochs: int) -> None:
+    """1.0 to 0.0157 (methods.md section 1.3), one epoch included: the official code divides by zero there."""
+    rates = [rate(Recipe(epochs, 1, schedule="coda"), e) for e in range(epochs)]
+    assert rates[0] == 1.0
+    assert rates[-1] == pytest.approx(0.0157, abs=1e-4)
+    assert all(later < earlier for earlier, later in pairwise(rates))
+    assert rate(Recipe(1, 1, schedule="coda"), 0) == 1.0
+
+
+def test_steps_divide_the_rate_by_ten() -> None:
+    recipe = Recipe(70, 1, schedule="step", step_every=30)
+    assert [rate(recipe, e) for e in (0, 29, 30, 59, 60, 69)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [rate(Recipe(4, 1, schedule="step", step_every=1), e) for e in range(4)] == pytest.approx(
+        [1, 0.1, 0.01, 0.001]
+    )
+
+
+@pytest.mark.parametrize("schedule", ["coda", "step"])
+def test_training_follows_the_schedule(schedule: Any) -> None:
+    """With a constant gradient and no momentum, the way an epoch goes is its rate."""
+    w = vector(0.0)
+    places: list[float] = []
+
+    class Watch(Reporter):
+        def epoch(self, *arguments: Any) -> None:
+            places.append(float(w.detach()))
+
+    run = Context(0, StreamInfo("x", 1, 2, 1), CPU, Watch())
+    recipe = Recipe(4, CLIPS, momentum=0, schedule=schedule, step_every=2)
+    fit(session(), [Group((w,), 0.5)], linear_loss(w, torch.ones(1)), recipe, run, stage="a")
+    np.testing.assert_allclose(-np.diff([0.0, *places]), [0.5 * rate(recipe, e) for e in range(4)], atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------- training on samples
+
+
+def test_samples_are_drawn_per_epoch_and_trained_on_as_they_come() -> None:
+    """Gradient descent on (w x - y)^2 by hand: two epochs of two batches, drawn by epoch number."""
+    w, run, asked = vector(0.5), context(), []
+
+    def draw(epoch: int) -> list[tuple[Tensor, Tensor]]:
+        asked.append(epoch)
+        return [(torch.tensor([[1.0], [2.0]]) + epoch, torch.tensor([1.0, 3.0])), (torch.ones(1, 1), torch.zeros(1))]
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return ((x[:, 0] * w - y) ** 2).mean()
+
+    recipe = Recipe(2, 99, momentum=0, schedule="constant")
+    history = fit_samples(draw, [Group((w,), 0.1)], loss, recipe, run, stage="align", session=3)
+
+    by_hand, totals = 0.5, []
+    for epoch in range(2):
+        total = 0.0
+        for x, y in (([1 + epoch, 2 + epoch], [1, 3]), ([1], [0])):
+            errors = [by_hand * a - b for a, b in zip(x, y, strict=True)]
+            total += sum(error**2 for error in errors)
+            by_hand -= 0.1 * sum(2 * error * a for error, a in zip(errors, x, strict=True)) / len(x)
+        totals.append(total / 3)
+    assert float(w.detach()) == pytest.approx(by_hand, rel=1e-5)
+    assert history == pytest.approx(totals, rel=1e-5)
+    assert asked == [0, 1]
+    assert run.report.epochs == [("align", e, 2, 3, history[e - 1]) for e in (1, 2)]
+    assert run.report.most_trainable == 1
+
+
+def test_samples_and_clips_train_alike() -> None:
+    """`fit` is `fit_samples` on a session's batches."""
+    one, two = nn.Parameter(torch.zeros(DIM)), nn.Parameter(torch.zeros(DIM))
+    recipe = Recipe(3, 4, "adam", weight_decay=0.01, clip=0.5)
+    fit(session(1), [Group((one,), 0.3)], squared_loss(one), recipe, context(5), stage="s")
+    order, part = context(5).generator("clip order", "s", 1), session(1)
+
+    def draw(epoch: int) -> Any:
+        return ((clips.mel, y) for clips, y in part.batches(4, shuffle=order))
+
+    def loss(mel: Tensor, y: Tensor) -> Tensor:
+        return ((mel.mean(1) @ two - y.float()) ** 2).mean()
+
+    fit_samples(draw, [Group((two,), 0.3)], loss, recipe, context(5), stage="s", session=1)
+    assert torch.equal(one, two)
+
+
+def test_no_sample_changes_nothing() -> None:
+    w = vector(1.0)
+    history = fit_samples(
+        lambda epoch: [], [Group((w,), 1.0)], lambda x, y: w.sum(), Recipe(2, 1), context(), stage="a", session=0
+    )
+    assert history == [0.0, 0.0]
+    assert float(w.detach()) == 1.0
+
+
+def test_divergence_on_samples_names_stage_and_session() -> None:
+    w = vector(1.0)
+    batch = [(torch.ones(1, 1), torch.zeros(1))]
+    with pytest.raises(ConfigError, match=r"diverged in stage 'align' of session 4 .*learning rate \(2\)"):
+        fit_samples(
+            lambda epoch: batch, [Group((w,), 2.0)], lambda x, y: w.sum() * math.nan,
+            Recipe(1, 1), context(), stage="align", session=4,
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ a growing head
+
+
+def layer(classes: int, seed: int) -> nn.Linear:
+    return linear_head(DIM, classes, torch.Generator().manual_seed(seed), CPU)
+
+
+def test_a_head_grows_row_by_row_and_keeps_its_bytes() -> None:
+    head, x = GrowingHead(DIM, CPU), torch.randn(5, DIM, generator=torch.Generator().manual_seed(1))
+    assert head(x).shape == (5, 0)
+    layers = [layer(2, 1), layer(1, 2), layer(3, 3)]
+    for count, rows in zip((2, 3, 6), layers, strict=True):
+        before = head.state_dict()
+        head.append(rows)
+        assert head(x).shape == (5, count)
+        kept = count - rows.out_features
+        assert head.weight[:kept].numpy().tobytes() == before["weight"].numpy().tobytes()
+        assert head.bias[:kept].numpy().tobytes() == before["bias"].numpy().tobytes()
+    torch.testing.assert_close(head(x), torch.cat([rows(x).detach() for rows in layers], dim=1))
+    assert not head(x).requires_grad
+
+
+def test_appended_rows_are_copies() -> None:
+    head, rows = GrowingHead(DIM, CPU), layer(2, 1)
+    head.append(rows)
+    before = head.weight.clone()
+    with torch.no_grad():
+        rows.weight.zero_()
+    assert torch.equal(head.weight, before)
+
+
+def test_a_heads_state_is_a_copy_of_any_size() -> None:
+    head = GrowingHead(DIM, CPU)
+    for seed in (1, 2):
+        head.append(layer(2, seed))
+    state = head.state_dict()
+    other = GrowingHead(DIM, CPU)
+    other.append(layer(1, 3))
+    other.load_state_dict(state)
+    assert torch.equal(other.weight, head.weight)
+    assert torch.equal(other.bias, head.bias)
+    state["weight"].zero_()
+    assert bool(head.weight.any())
+    assert bool(other.weight.any())
+    assert set(state) == {"weight", "bias"}
+
+
+def test_the_whole_head_can_be_trained_when_asked() -> None:
+    """Alignment trains all rows together; between sessions nothing does."""
+    head = GrowingHead(DIM, CPU)
+    for seed in (1, 2):
+        head.append(layer(2, seed))
+    assert not head.weight.requires_grad
+    before = head.weight.clone()
+    x, y = torch.randn(8, DIM, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+    for parameter in (head.weight, head.bias):
+        parameter.requires_grad_(True)
+    fit_samples(
+        lambda epoch: [(x, y)], [Group((head.weight, head.bias), 0.5)], lambda f, t: F.cross_entropy(head(f), t),
+        Recipe(3, 8), context(), stage="align", session=1,
+    )  # fmt: skip
+    assert all(not torch.equal(before[row], head.weight.detach()[row]) for row in range(4))

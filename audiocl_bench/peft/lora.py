@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from audiocl_bench.backbones.base import Backbone
 
 
+SUM = "sum"
+"""Name of the adapter that holds the sum of folded pairs."""
+
+
 class Pair(NamedTuple):
     """One low-rank pair: the layer's weight becomes W + scale * B A, with A [r, d_in] and B [d_out, r]."""
 
@@ -29,7 +33,8 @@ class Pair(NamedTuple):
 class SessionLoRA:
     """LoRA pairs of all adapted sessions on one backbone. Their sum is active; only the newest pair trains.
 
-    Adapters are named `s0`, `s1`, ... in order of `add`. The backbone's own weights stay untouched and frozen.
+    Adapters are named `s0`, `s1`, ... in order of `add`; `fold` puts one named `sum` in the place of all there are, and
+    counting starts again. The backbone's own weights stay untouched and frozen.
     """
 
     def __init__(
@@ -55,15 +60,16 @@ class SessionLoRA:
         self.scale = scale
         self.names: tuple[str, ...] = ()
 
-    def add(self, generator: torch.Generator) -> tuple[Pair, ...]:
+    def add(self, generator: torch.Generator, *, sparse: bool = False) -> tuple[Pair, ...]:
         """Hang a new pair on every target and make it the only trainable one.
 
         A is Kaiming-uniform with a = sqrt 5 (U(+-1/sqrt d_in)), B is zero, so the network's output does not change.
 
         Args:
-            generator: CPU generator of A's entries.
+            generator: CPU generator of the entries.
+            sparse: LoRA-DRS: every column of B has one entry N(0, 0.01^2) in a random row, so B A is not quite zero.
         """
-        name = f"s{len(self.names)}"
+        name = f"s{sum(name != SUM for name in self.names)}"
         self._inject(name)
         for pair in self.pairs(name):
             bound = 1 / math.sqrt(pair.A.shape[1])
@@ -71,6 +77,10 @@ class SessionLoRA:
             with torch.no_grad():
                 pair.A.copy_(draw)
                 pair.B.zero_()
+                if sparse:
+                    rows = torch.randint(pair.B.shape[0], (self.rank,), generator=generator)
+                    entries = 0.01 * torch.randn(self.rank, generator=generator)
+                    pair.B[rows, torch.arange(self.rank)] = entries.to(pair.B.device)
         self.freeze()
         for pair in self.pairs(name):
             pair.A.requires_grad_(True)
@@ -88,6 +98,33 @@ class SessionLoRA:
         """Stop training: no parameter of the backbone or of any pair requires a gradient."""
         self.backbone.requires_grad_(False)
 
+    def fold(self) -> None:
+        """Put the sum of all pairs in the place of the pairs; the network's output stays the same up to rounding.
+
+        Per layer the sum is kept as a pair A = I [d_in, d_in], B = sum B A [d_out, d_in], of which only B counts in
+        `state_dict`: fewer numbers, and one product instead of many, once there are more than d / (2 r) pairs.
+        """
+        if not self.names:
+            return
+        sums = [
+            torch.stack([pair.B.detach().double() @ pair.A.detach().double() for pair in pairs]).sum(0)
+            for pairs in zip(*(self.pairs(name) for name in self.names), strict=True)
+        ]
+        gone = [name for name in self.names if name != SUM]
+        configs: Any = self.backbone.peft_config
+        if SUM not in self.names:
+            self._inject_sum()
+        for pair, total in zip(self.pairs(SUM), sums, strict=True):
+            with torch.no_grad():
+                pair.B.copy_(total)
+        self.names = (SUM,)
+        self._activate(self.names, self.scale)
+        for name in gone:
+            del configs[name]
+            for _, _, layer in self._layers():
+                layer.delete_adapter(name)
+        self.freeze()
+
     @contextmanager
     def subtracted(self, names: Sequence[str]) -> Iterator[None]:
         """Run the backbone with W_0 - sum of the pairs in `names`, and no other pair (PACE Sec. 3.4; LoRA-DRS)."""
@@ -98,32 +135,40 @@ class SessionLoRA:
             self._activate(self.names, self.scale)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return every pair's A and B, keyed `adapter.block.projection.A|B`."""
+        """Return every pair's A and B, keyed `adapter.block.projection.A|B`; the identities of `fold` are left out."""
         return {
             f"{name}.{pair.block}.{pair.projection}.{part}": tensor.detach().clone()
             for name in self.names
             for pair in self.pairs(name)
             for part, tensor in (("A", pair.A), ("B", pair.B))
+            if name != SUM or part == "B"
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the pairs of `state`, adding the adapters that are missing; all end frozen and active."""
         for name in dict.fromkeys(key.split(".")[0] for key in state):
             if name not in self.names:
-                self._inject(name)
+                self._inject_sum() if name == SUM else self._inject(name)
             for pair in self.pairs(name):
                 with torch.no_grad():
-                    pair.A.copy_(state[f"{name}.{pair.block}.{pair.projection}.A"])
+                    if name != SUM:
+                        pair.A.copy_(state[f"{name}.{pair.block}.{pair.projection}.A"])
                     pair.B.copy_(state[f"{name}.{pair.block}.{pair.projection}.B"])
         self.freeze()
 
-    def _inject(self, name: str) -> None:
+    def _inject_sum(self) -> None:
+        self._inject(SUM, self.backbone.dim)
+        for pair in self.pairs(SUM):
+            with torch.no_grad():
+                pair.A.copy_(torch.eye(self.backbone.dim))
+
+    def _inject(self, name: str, rank: int | None = None) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         blocks = "|".join(map(str, self.blocks))
         config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.rank,
+            r=rank or self.rank,
+            lora_alpha=rank or self.rank,
             lora_dropout=0.0,
             bias="none",
             target_modules=rf"blocks\.({blocks})\.attn\.({'|'.join(self.targets)})",

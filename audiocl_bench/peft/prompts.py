@@ -97,3 +97,9 @@ def gather_prefixes(
 def split_heads(rows: Tensor, num_heads: int) -> Tensor:
     """Turn prefix rows [..., P, D] into [..., P, H, D/H]."""
     return rows.unflatten(-1, (num_heads, -1))
+
+
+def existing_blocks(wanted: Sequence[int], backbone: Backbone) -> tuple[int, ...]:
+    """Return the wanted blocks that feed this backbone's head, in order; its last one where it has none of them."""
+    found = tuple(block for block in sorted(set(wanted)) if block < backbone.layer)
+    return found if found or not wanted else (backbone.layer - 1,)
