@@ -48,8 +48,8 @@ Status = Literal["done", "reused", "busy"]
 EVAL_BATCH = 64
 AUDIT_CLIPS = 16
 CLASSIFY_BATCH = 1024  # rows of features: a wide random projection of them in float64 stays under 100 MB
-CHEAP_SAVE = 0.02  # seconds; a checkpoint that took less is written after every session ...
-CHECKPOINT_RATIO = 4  # ... and a dearer one when this many times its cost has passed since
+CHEAP_SAVE = 0.005  # seconds; a checkpoint that took less is written after every session ...
+CHECKPOINT_RATIO = 20  # ... and a dearer one when this many times its cost has passed since
 
 
 class Monitor(Protocol):

@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from probes import open_material
 
 from audiocl_bench.runner import Material
+
+
+def pytest_configure() -> None:
+    """Under xdist there is a process per core already: threads of their own would wait for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # for commands that tests start
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def test_lists_fit_80_columns(call: Call, what: str) -> None:
 
 def test_lists_name_everything(call: Call) -> None:
     for name in registry.names():
-        assert re.search(rf"^{name} ", call("list", "methods").out, re.MULTILINE)
+        assert re.search(rf"^{re.escape(name)} ", call("list", "methods").out, re.MULTILINE)
     shown = call("list", "benchmarks").out
     for name in benchmarks.names():
         assert re.search(rf"^{name} ", shown, re.MULTILINE)

@@ -177,7 +177,7 @@ def test_learns_more_than_chance(name: str) -> None:
     assert float(right.float().mean()) > 0.6
 
 
-@pytest.mark.parametrize("name", CLOSED_FORM)
+@pytest.mark.parametrize("name", [name for name in CLOSED_FORM if name != "lora-drs"])  # it always adapts
 @both_networks
 def test_fresh_statistics_equal_stored_ones_for_a_frozen_encoder(name: str, network_name: str) -> None:
     """The drift measure: reset the statistics, accumulate every session again, compare."""
