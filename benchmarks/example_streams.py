@@ -96,7 +96,7 @@ def table(results: ResultsDir) -> str:
 
 def _mean(values: pd.Series) -> str:
     mean = values.mean()
-    return "" if pd.isna(mean) else f"{mean:.1f}"
+    return "" if pd.isna(mean) else f"{round(mean, 1) + 0.0:.1f}"  # no -0.0
 
 
 def _interval(values: pd.Series) -> str:

@@ -63,17 +63,10 @@ def audit(
             orders=numbers(orders, "--orders"),
             seeds=numbers(seeds, "--seeds"),
             data=data,
-            get_data=False,
-            results=None,
             settings=tuple(set_ or ()),
-            config=None,
-            existing="reuse",
-            fresh=False,
-            drift=False,
             audit=True,
             device=device,
             threads=threads,
-            workers=None,
             quiet=quiet,
         )
     )

@@ -152,7 +152,6 @@ def run(
             existing="replace" if fresh else existing,
             fresh=fresh,
             drift=drift,
-            audit=False,
             device=device,
             threads=threads,
             workers=workers,

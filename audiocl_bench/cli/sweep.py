@@ -36,9 +36,9 @@ MINI = Path("mini")
 _BACKBONE_SETTINGS = ("pool", "layer")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What the user asked for; see `audiocl run --help`."""
+    """What the user asked for; see `audiocl run --help` and, with `audit`, `audiocl audit --help`."""
 
     methods: tuple[str, ...]
     benchmarks: tuple[str, ...]
@@ -47,17 +47,17 @@ class Sweep:
     orders: tuple[int, ...]
     seeds: tuple[int, ...]
     data: Path | None
-    get_data: bool
-    results: Path | None
+    get_data: bool = False
+    results: Path | None = None
     settings: tuple[str, ...]
-    config: Path | None
-    existing: Existing
-    fresh: bool
-    drift: bool
-    audit: bool
+    config: Path | None = None
+    existing: Existing = "reuse"
+    fresh: bool = False
+    drift: bool = False
+    audit: bool = False
     device: str
     threads: int | None
-    workers: int | None
+    workers: int | None = None
     quiet: bool
 
 
