@@ -261,7 +261,7 @@ def _open_all(sweep: Sweep, chosen: list[Benchmark]) -> list[_Opened]:
             opened.append(_Opened(benchmark, stream, clips))
     if missing:
         absent = acquire.missing([benchmark.corpus.info.name for benchmark in chosen], sweep.data)
-        able = set(absent) & set(downloadable()) and not sweep.get_data
+        able = set(absent) & set(downloadable()) and not (sweep.get_data or sweep.audit)
         hint = " Or repeat the command with --get-data: it downloads what can be downloaded first." if able else ""
         raise CorpusError("\n".join(missing) + hint)
     return opened
