@@ -67,7 +67,7 @@ def variant(run: dict[str, Any]) -> str | None:
 def table(results: ResultsDir) -> str:
     """Return the Markdown table: one row per stream and variant, percent, mean and half width of the 95 % interval."""
     runs = results.runs()
-    runs["variant"] = [variant(run) for run in runs.to_dict("records")]
+    runs["variant"] = [variant({str(k): v for k, v in run.items()}) for run in runs.to_dict("records")]
     rows = []
     for stream, block in runs.dropna(subset="variant").groupby("benchmark", sort=True):
         joint = block[block["variant"] == "joint"]["final_accuracy"].mean()

@@ -118,7 +118,12 @@ def growth(width: int, sessions: int, per_session: int, classes: int, recursion_
         features, labels = clips(per_session, classes, classes * t, t)
         H = projection(features)
         seen = classes * (t + 1)
-        grown.append(timed(lambda H=H, y=labels, c=seen: (head.update(H, y, c), head.solve(lam)))[0])  # type: ignore[misc]
+
+        def learn(H: torch.Tensor = H, labels: torch.Tensor = labels, seen: int = seen) -> None:
+            head.update(H, labels, seen)
+            head.solve(lam)
+
+        grown.append(timed(learn)[0])
         if t + 1 in (sessions, sessions // 2, sessions // 4) and head.form == "rows":
             R, Z = (head.state_dict()[key] for key in ("R", "Z"))
 
