@@ -483,6 +483,17 @@ class ResultsDir:
         return read_table(path, table)
 
 
+def result_dirs(root: str | os.PathLike[str]) -> tuple[ResultsDir, ...]:
+    """Return the results directories at `root`: itself if it holds runs, else every folder directly below that does.
+
+    This is the layout of the repository's `results/`: one folder per collection of runs, sorted by name.
+    """
+    path = Path(root)
+    if (path / "runs").is_dir():
+        return (ResultsDir(path),)
+    return tuple(ResultsDir(file.parent) for file in sorted(path.glob("*/runs")) if file.is_dir())
+
+
 def read_table(path: Path, table: str) -> pa.Table:
     """Read one Parquet file of the table "runs", "sessions" or "predictions" and check that it is what it claims.
 
