@@ -32,6 +32,13 @@ VARIANTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("pace, no MSA", "pace", ("msa=false",)),
     ("pace, no L_reg", "pace", ("regulariser=none",)),
     ("pace, no projection", "pace", ("projection=none",)),
+    ("acil", "acil", ()),
+    ("l2p", "l2p", ()),
+    ("dualprompt", "dualprompt", ()),
+    ("sprompt++", "sprompt++", ()),
+    ("coda-prompt", "coda-prompt", ()),
+    ("hide-prompt", "hide-prompt", ()),
+    ("lora-drs", "lora-drs", ()),
     ("finetune", "finetune", ("epochs=2",)),
     ("joint", "joint", ()),
 )
@@ -55,7 +62,7 @@ def variant(run: dict[str, Any]) -> str | None:
     found = None
     for name, method, settings in VARIANTS:
         pairs = [setting.partition("=")[::2] for setting in settings]
-        if method == run["method"] and all(str(config[key]).lower() == value for key, value in pairs):
+        if (method, "") == (run["method"], run["variant"]) and all(str(config[k]).lower() == v for k, v in pairs):
             others = {key for n, m, s in VARIANTS if m == method for key in (x.partition("=")[0] for x in s)}
             plain = others - {key for key, _ in pairs}
             default = {"fsa": True, "msa": True, "regulariser": "both", "projection": "onto", "search": "session"}

@@ -35,11 +35,11 @@ PACE: tuple[tuple[str, ...], ...] = (
     ("regulariser=none",),
 )
 RATES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "l2p": (("lr=0.03",), ("lr=0.1",), ("lr=0.3",)),
-    "dualprompt": (("lr=0.03",), ("lr=0.1",), ("lr=0.3",), ("preset=pytorch",), ("preset=pytorch", "lr=0.1")),
-    "sprompt++": (("lr=0.03",), ("lr=0.1",), ("lr=0.3",)),
+    "l2p": (("lr=0.03",), ("lr=0.1",)),
+    "dualprompt": (("lr=0.03",), ("lr=0.1",), ("lr=0.3",)),
+    "sprompt++": (("lr=0.03",), ("lr=0.1",)),
     "coda-prompt": (("lr=0.001",), ("lr=0.003",), ("lr=0.01",)),
-    "hide-prompt": (("lr=0.03",), ("lr=0.1",), ("lr=0.3",)),
+    "hide-prompt": (("lr=0.03",), ("lr=0.1",), ("lr=0.3",), ("tii_lr=0.005",), ("lr=0.1", "tii_lr=0.005")),
     "lora-drs": (("lr=0.0005",), ("lr=0.0015",), ("lr=0.005",)),
 }
 """Every one trained for the stream's E_0 epochs in batches of 24, as PACE is."""

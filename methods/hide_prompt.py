@@ -34,8 +34,9 @@ class HiDePromptConfig(MethodConfig):
     """Settings of HiDe-Prompt; "official" means the official code's, for all recipes, "recipe" differs between them."""
 
     preset: str = setting(
-        "self-supervised",
-        "official script for iBOT, DINO and MoCo v3: as EAT, they learnt without labels. Of its two data sets "
+        "audio",
+        "ours: `self-supervised` with PACE's budget of E_0 epochs and a faster inference of the session. That is the "
+        "official script for iBOT, DINO and MoCo v3, which learnt without labels as EAT did; of its two data sets "
         "ImageNet-R, whose sessions are small and far from pre-training, as here",
     )
     # Prompts
@@ -53,7 +54,7 @@ class HiDePromptConfig(MethodConfig):
         "leak and are marked",
     )
     # Within-task prediction
-    epochs: int | None = setting(50, "recipe; none = the benchmark's E_0", unit="epochs", low=1)
+    epochs: int | None = setting(None, "none = the benchmark's E_0, as PACE; 50 in the recipe", unit="epochs", low=1)
     schedule: Literal["cosine", "constant", "step"] = setting("constant", "recipe; 'step' is 0.1 every 30 epochs")
     batch_size: int = setting(24, "official", unit="clips", low=1)
     lr: float = setting(0.03, "official base rate of the prompts", unit="x batch size / 256", low=0)
@@ -90,6 +91,7 @@ class HiDePromptConfig(MethodConfig):
 
     # Official training scripts (training_scripts/train_{cifar100,imr}_{vit,ibot,dino,mocov3}.sh).
     sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "audio": {},
         "cifar100": {"length": 5, "mixing": 0.01, "epochs": 50, "schedule": "step", "regulariser": 0.1},
         "imagenet-r": {"length": 20, "mixing": 0.01, "epochs": 150, "schedule": "cosine", "regulariser": 0.5},
         "self-supervised": {"length": 20, "mixing": 0.01, "epochs": 50, "schedule": "constant", "regulariser": 0.5},

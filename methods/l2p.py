@@ -30,9 +30,9 @@ class L2PConfig(MethodConfig):
     """
 
     preset: str = setting(
-        "pytorch",
-        "methods.md section 4; the official prompts start 100 times smaller, and a small session has too few steps "
-        "to grow them (Whisper, 5 epochs on 120 clips of two speakers: 55 % of the training clips right, not 98 %)",
+        "audio",
+        "ours: the PyTorch port with PACE's budget, E_0 epochs in batches of 24. The official prompts start 100 times "
+        "smaller, and sessions of 16 to 240 clips have too few steps to grow them (docs/findings.md, section 9)",
     )
     pool: int = setting(10, "port and official: M", unit="prompts", low=1)
     length: int = setting(5, "port: L_p", unit="tokens of a prompt", low=1)
@@ -50,9 +50,12 @@ class L2PConfig(MethodConfig):
         "ours: each clip chooses for itself; 'batch' is published in training and test (one choice per batch, by "
         "majority) and leaks the session of the test clips, so that such runs are marked",
     )
-    epochs: int | None = setting(5, "port and official; none = the benchmark's E_0", low=1)
+    epochs: int | None = setting(None, "none = the benchmark's E_0, as PACE; 5 in the port and officially", low=1)
     batch_size: int = setting(
-        16, "port; official per device, whose eight devices batch_size=128 reproduces with their rate", low=1
+        24,
+        "as PACE; 16 in the port, and officially per device, whose eight devices 128 reproduces with their rate",
+        unit="clips",
+        low=1,
     )
     lr: float = setting(0.03, "port and official: base rate, see lr_batch", low=0)
     lr_batch: int | None = setting(
@@ -63,7 +66,16 @@ class L2PConfig(MethodConfig):
     # jax: configs/cifar100_l2p.py. jax-5datasets: configs/five_datasets_l2p.py. pytorch: JH-LEE-KR/l2p-pytorch f7bc994.
     # pilot: sun-hailong/LAMDA-PILOT 2647455. All: Adam, constant rate, no weight decay, optimiser rebuilt per session.
     sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "jax": {"pool": 10, "length": 10, "top_k": 4, "pull": 1.0, "init_low": 0.0, "init_high": 0.01},
+        "audio": {},
+        "jax": {
+            "length": 10,
+            "top_k": 4,
+            "pull": 1.0,
+            "init_low": 0.0,
+            "init_high": 0.01,
+            "epochs": 5,
+            "batch_size": 16,
+        },
         "jax-5datasets": {
             "pool": 20,
             "length": 10,
@@ -72,19 +84,11 @@ class L2PConfig(MethodConfig):
             "init_low": 0.0,
             "init_high": 0.01,
             "slots": "own",
+            "epochs": 5,
+            "batch_size": 16,
         },
-        "pytorch": {"pool": 10, "length": 5, "top_k": 5, "pull": 0.1, "init_low": -1.0, "init_high": 1.0},
-        "pilot": {
-            "pool": 10,
-            "length": 5,
-            "top_k": 5,
-            "pull": 0.1,
-            "init_low": -1.0,
-            "init_high": 1.0,
-            "lr": 0.001875,
-            "lr_batch": None,
-            "clip": None,
-        },
+        "pytorch": {"epochs": 5, "batch_size": 16},
+        "pilot": {"epochs": 5, "batch_size": 16, "lr": 0.001875, "lr_batch": None, "clip": None},
     }
 
 

@@ -19,7 +19,9 @@ from .dualprompt import DualPrompt, DualPromptConfig
 class SPromptPPConfig(DualPromptConfig):
     """Settings of S-Prompt++: DualPrompt's, where HiDe's configuration for CIFAR-100 does not differ."""
 
-    preset: str = setting("hide", "configuration of HiDe's code for CIFAR-100")
+    preset: str = setting(
+        "audio", "ours: HiDe's configuration for CIFAR-100 with PACE's budget of E_0 epochs, as for `dualprompt`"
+    )
     g_blocks: tuple[int, ...] = setting((), "HiDe: no G-prompts", low=0)
     g_length: int = setting(5, "unused as long as g_blocks is empty", low=0)
     e_blocks: tuple[int, ...] = setting(
@@ -33,6 +35,7 @@ class SPromptPPConfig(DualPromptConfig):
 
     # configs/cifar100_sprompt_5e.py; its default for ImageNet-R is epochs=50 lr=0.005.
     sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "audio": {},
         "hide": {"e_length": 20, "pull": 1.0, "init_low": -1.0, "init_high": 1.0, "lr": 0.03, "epochs": 5},
     }
 

@@ -307,7 +307,8 @@ def test_presets_are_the_published_recipes() -> None:
     def made(**changes: Any) -> Any:
         return config.build(coda.CODAPromptConfig, "esc50", changes, owner="coda-prompt")
 
-    plain = made()
+    assert made() == coda.CODAPromptConfig() == made(preset="audio")
+    plain = made(preset="cifar100")
     assert (plain.epochs, plain.lr, plain.batch_size, plain.length, plain.ortho) == (20, 1e-3, 128, 8, 0.0)
     assert plain.blocks == (0, 1, 2, 3, 4)
     assert made(preset="imagenet-r").epochs == 50

@@ -610,7 +610,7 @@ def test_recipes_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         "self-supervised": (20, 0.01, 50, "constant", 0.5),
         "self-supervised-cifar100": (5, 0.1, 20, "step", 0.1),
     }
-    assert set(recipes) == set(HiDePromptConfig.sources)
+    assert {"audio", *recipes} == set(HiDePromptConfig.sources)
     for name, want in recipes.items():
         config = settings_of.build(HiDePromptConfig, "esc50", {"preset": name}, owner="hide-prompt")
         assert (config.length, config.mixing, config.epochs, config.schedule, config.regulariser) == want

@@ -399,7 +399,8 @@ def test_presets_are_the_published_recipes() -> None:
     def made(**changes: Any) -> Any:
         return config.build(drs.LoRADRSConfig, "esc50", changes, owner="lora-drs")
 
-    plain, other = made(), made(preset="imagenet-r")
+    assert made() == drs.LoRADRSConfig() == made(preset="audio")
+    plain, other = made(preset="cifar100"), made(preset="imagenet-r")
     assert (plain.rank, plain.lr, plain.batch_size, plain.energy, plain.projection_norm) == (10, 5e-4, 128, 0.99, "fro")
     assert (plain.epochs, plain.first_epochs, plain.lr_head, plain.triplet, plain.margin) == (20, None, 2e-3, 0.05, 1.0)
     assert (other.epochs, other.first_epochs, other.lr_head, other.triplet, other.margin) == (50, 40, 5e-4, 0.2, 2.0)
