@@ -35,9 +35,9 @@ class HiDePromptConfig(MethodConfig):
 
     preset: str = setting(
         "audio",
-        "ours: `self-supervised` with PACE's budget of E_0 epochs and a faster inference of the session. That is the "
-        "official script for iBOT, DINO and MoCo v3, which learnt without labels as EAT did; of its two data sets "
-        "ImageNet-R, whose sessions are small and far from pre-training, as here",
+        "ours: `self-supervised` with PACE's budget of E_0 epochs. That is the official script for iBOT, DINO and "
+        "MoCo v3, which learnt without labels as EAT did; of its two data sets ImageNet-R, whose sessions are small "
+        "and far from pre-training, as here",
     )
     # Prompts
     length: int = setting(20, "recipe", unit="keys, and as many values, per block", low=1)
