@@ -22,6 +22,7 @@ class FineTuneConfig(MethodConfig):
     trains: Literal["lora", "all"] = setting("lora", "the paper's joint row is EAT + LoRA; 'all' trains every weight")
     logits: Literal["seen", "local"] = setting("seen", "'seen' is the naive lower bound; 'local' hides old classes")
     epochs: int | None = setting(5, "ours: forgetting is complete long before; none = the benchmark's E_0", low=1)
+    min_steps: int = setting(0, "ours: no least number; see `joint`", unit="steps", low=0)
     lr_backbone: float = setting(0.05, "as PACE's eta_bb for LoRA; use 1e-4 for trains=all", low=0)
     lr_head: float = setting(0.01, "as PACE's eta_head", low=0)
     batch_size: int = setting(24, "as PACE", unit="clips", low=1)
@@ -81,7 +82,8 @@ class FineTune(Method):
         body = self._body()
         for parameter in body:
             parameter.requires_grad_(True)
-        epochs = config.epochs or context.stream.first_session_epochs
+        steps = -(-session.num_clips // config.batch_size)  # of an epoch
+        epochs = max(config.epochs or context.stream.first_session_epochs, -(-config.min_steps // steps))
         recipe = Recipe(
             epochs, config.batch_size, config.optimiser, config.momentum, config.weight_decay, clip=config.clip
         )

@@ -17,6 +17,13 @@ class JointConfig(FineTuneConfig):
     """Settings of joint training: fine-tuning's, with epochs that suit the whole stream."""
 
     epochs: int | None = setting(10, "ours: the loss has flattened; E_0 counts epochs of the first session only", low=1)
+    min_steps: int = setting(
+        500,
+        "ours: more epochs where the whole stream has few clips; ten epochs of 192 clips are 80 steps, after which the "
+        "loss still falls (docs/findings.md, section 8)",
+        unit="steps",
+        low=0,
+    )
     lr_head: float = setting(0.05, "ours: 0.01 leaves the head far from done (docs/findings.md)", low=0)
 
 

@@ -38,7 +38,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "projection_norm": "none",
     },
     "finetune": {**RECIPE, **TWO_RATES, "epochs": 1},
-    "joint": {**RECIPE, **TWO_RATES, "epochs": 1},
+    "joint": {**RECIPE, **TWO_RATES, "epochs": 1, "min_steps": 0},
     "joint-closed": {"width": 64},
     "l2p": {"pool": 6, "length": 2, "top_k": 2, "epochs": 1, "batch_size": 6, "lr": 0.01, "lr_batch": None},
     "dualprompt": {"e_length": 3, "epochs": 1, "batch_size": 6, "lr": 0.01, "lr_batch": None},

@@ -22,7 +22,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "ncm": {},
     "ranpac": {"epochs": 2, "width": 64, "batch_size": 4, "ridge": 1.0, "lora_scale": 2.0},
     "finetune": {"epochs": 2, "batch_size": 4, "rank": 2},
-    "joint": {"epochs": 2, "batch_size": 8, "rank": 2},
+    "joint": {"epochs": 2, "batch_size": 8, "rank": 2, "min_steps": 0},
     "joint-closed": {"width": 64, "ridge": 1.0},
 }
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiocl_bench.errors import ConfigError
-from audiocl_bench.method import Clips, Method
+from audiocl_bench.method import Clips, Method, SilentReporter
 
 both_networks = pytest.mark.parametrize("network_name", NETWORKS)
-SHARED: dict[str, Any] = {"epochs": 2, "batch_size": 5}
+SHARED: dict[str, Any] = {"epochs": 2, "batch_size": 5, "min_steps": 0}
 
 
 def head(method: Method) -> tuple[Tensor, Tensor]:
@@ -50,27 +50,29 @@ def test_joint_never_forgets_what_sequential_training_forgets() -> None:
     assert on_old(sequential) == 0.0
 
 
-def test_epochs_none_means_the_benchmarks_own() -> None:
-    counts = []
+def epochs_of(**settings: Any) -> list[int]:
+    """Return, for every epoch trained on session 0 (12 clips), the number of epochs the loop was told."""
+    told: list[int] = []
 
-    class Counting:
-        def __init__(self) -> None:
-            self.epochs: list[int] = []
-
+    class Counting(SilentReporter):
         def epoch(self, stage: str, epoch: int, epochs: int, clips: int, loss: float) -> None:
-            self.epochs.append(epochs)
+            told.append(epochs)
 
-        def note(self, name: str, value: object) -> None: ...
+    method = build("finetune", **settings)
+    object.__setattr__(method.context, "report", Counting())
+    learn(method, 0)
+    return told
 
-        def trainable(self, parameters: int) -> None: ...
 
-    for epochs in (None, 3):
-        method = build("finetune", epochs=epochs)
-        reporter = Counting()
-        object.__setattr__(method.context, "report", reporter)
-        learn(method, 0)
-        counts.append(reporter.epochs)
-    assert counts == [[2, 2], [3, 3, 3]]  # the tiny stream's E_0 is 2
+def test_epochs_none_means_the_benchmarks_own() -> None:
+    assert epochs_of(epochs=None) == [2, 2]  # the tiny stream's E_0
+    assert epochs_of(epochs=3) == [3, 3, 3]
+
+
+def test_few_clips_get_more_epochs_until_there_are_enough_steps() -> None:
+    assert epochs_of(epochs=2, batch_size=5, min_steps=6) == [2, 2]  # 12 clips are 3 steps
+    assert epochs_of(epochs=2, batch_size=5, min_steps=7) == [3, 3, 3]
+    assert epochs_of(epochs=2, batch_size=12, min_steps=4) == [4] * 4
 
 
 # ------------------------------------------------------------------------------------------------- the expanding head
