@@ -483,6 +483,18 @@ class ResultsDir:
         return read_table(path, table)
 
 
+def method_source(run: Mapping[Any, Any] | pd.Series) -> str:
+    """Return the SHA-256 of the code of a method that came from a file or from Python, "" for an installed one.
+
+    Settings alone do not tell two versions of an edited method apart; their runs are never averaged together.
+
+    Args:
+        run: a row of the runs table.
+    """
+    notes = json.loads(run["notes"])
+    return str(notes.get("method_source_sha256", "")) if isinstance(notes, dict) else ""
+
+
 def result_dirs(root: str | os.PathLike[str]) -> tuple[ResultsDir, ...]:
     """Return the results directories at `root`: itself if it holds runs, else every folder directly below that does.
 

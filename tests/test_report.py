@@ -50,6 +50,7 @@ def make_runs(*rows: dict[str, Any]) -> pd.DataFrame:
         "index_hash": "i",
         "weights_hash": "w",
         "config_hash": "c0ffee00",
+        "notes": "{}",
     }
     frame = pd.DataFrame([{**base, **row} for row in rows])
     return frame.assign(comparable=~(frame["own_data"] | frame["mini"] | frame["stand_in"]))
@@ -188,6 +189,13 @@ def test_repeats_count_once() -> None:
     text = render(tables.runs_table(runs))
     assert lines_with(text, "ranpac", " 2* ", "80.00 ±")  # mean of 70 and 90
     assert "averaged first" in text
+
+
+def test_two_versions_of_an_edited_method_are_never_averaged() -> None:
+    edited = '{"method_source_sha256": "abcdef0123"}'
+    text = render(tables.runs_table(make_runs({"final_accuracy": 60.0}, {"final_accuracy": 90.0, "notes": edited})))
+    assert len(lines_with(text, "ranpac #c0ffee", "60.00")) == 1
+    assert len(lines_with(text, "ranpac #c0ffee abcdef", "90.00")) == 1
 
 
 @pytest.mark.parametrize(

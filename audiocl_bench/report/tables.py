@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from audiocl_bench import metrics
-from audiocl_bench.results import SCORES, ResultsDir
+from audiocl_bench.results import SCORES, ResultsDir, method_source
 
 if TYPE_CHECKING:
     from audiocl_bench.leak import Reading
@@ -84,8 +84,10 @@ def _block_table(block: pd.DataFrame) -> RenderableType:
     table.add_column("audit", no_wrap=True)
     names = block["method"] + ("@" + block["variant"]).where(block["variant"] != "", "")
     for (benchmark, _), runs in block.assign(method=names).groupby(["benchmark", "index_hash"]):
-        variants = runs.groupby("method")["config_hash"].transform("nunique") > 1
-        named = runs.assign(_variant=runs["config_hash"].str[:6].where(variants, ""))
+        sources = pd.Series([method_source(run) for run in runs.to_dict("records")], runs.index, dtype=str)
+        told = runs["config_hash"].str[:6] + (" " + sources.str[:6]).where(sources != "", "")
+        variants = told.groupby(runs["method"]).transform("nunique") > 1
+        named = runs.assign(_variant=told.where(variants, ""))
         groups = named.groupby(["method", "_variant"])
         rows = [_method_cells(str(method), str(variant), group) for (method, variant), group in groups]
         # Best first; a benchmark's rows are one fair comparison.
