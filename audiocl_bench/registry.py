@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from audiocl_bench.errors import ConfigError, unknown_name
 from audiocl_bench.files import sha256_file
+from audiocl_bench.method_source import source_hash
 
 if TYPE_CHECKING:
     from audiocl_bench.method import Method
 
 GROUP = "audiocl.methods"
 _CLONE = Path(__file__).resolve().parent.parent
+_BY_PATH = "audiocl_user_"  # begins the module name of a file given by path
 _added: dict[str, type[Method]] = {}
 
 
@@ -41,12 +43,36 @@ def load(spec: str) -> type[Method]:
     if ".py" in spec:
         return _from_file(spec)
     if spec in _added:
-        return _added[spec]
+        return adopt(_added[spec])
     targets = _targets()
     if spec not in targets:
         raise unknown_name("method", spec, names(), hint="`audiocl list methods` shows all.")
     cls = _checked(_import(targets[spec], spec), spec)
     _name(cls, spec)
+    return cls
+
+
+def adopt(cls: type[Method]) -> type[Method]:
+    """Check, name and identify a method class that Python code holds: from a notebook's cell or an imported module.
+
+    A class that an entry point offers is what its name gives. Any other one gets the hash of its source, as a file
+    given by path does, so that an edited class makes a new run.
+
+    Raises:
+        ConfigError: it is no complete `Method`, or it has the name of a method that an entry point offers.
+    """
+    _checked(cls, getattr(cls, "__qualname__", str(cls)))
+    _name(cls, cls.__name__.lower())
+    target = _targets().get(cls.name)
+    if target is not None:
+        if _import(target, cls.name) is cls:
+            return cls
+        raise ConfigError(
+            f"method class {cls.__qualname__} has the name '{cls.name}' of another method, and their results would be "
+            "taken for each other: give it a name of its own with @register(NAME)."
+        )
+    if not (cls.__module__.startswith(_BY_PATH) and vars(cls).get("source_hash")):  # those are as they were read
+        cls.source_hash = source_hash(cls)
     return cls
 
 
@@ -92,7 +118,7 @@ def _from_file(spec: str) -> type[Method]:
     path = Path(file_name).expanduser()
     if not path.is_file():
         raise ConfigError(f"method file {path} does not exist: check the path.")
-    module_name = f"audiocl_user_{path.stem}"
+    module_name = f"{_BY_PATH}{path.stem}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     assert module_spec is not None
     assert module_spec.loader is not None

@@ -16,8 +16,8 @@ from test_acquire import Server, offer, plant, server, wav, zipped
 from test_cli import QUICK, Call, assert_refused, call
 from test_mini import FACTS, quicken
 
-from audiocl_bench import benchmarks, splits
-from audiocl_bench.cli import main, sweep
+from audiocl_bench import benchmarks, splits, sweep
+from audiocl_bench.cli import main
 from audiocl_bench.mini import catalogue
 from audiocl_bench.results import ResultsDir
 

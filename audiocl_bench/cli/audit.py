@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from audiocl_bench.cli.run import numbers, split
+from audiocl_bench.request import names, numbers
 
 
 def audit(
@@ -56,8 +56,8 @@ def audit(
 
     run_sweep(
         Sweep(
-            methods=split(method, "--method"),
-            benchmarks=split(bench, "--bench"),
+            methods=names(method, "--method"),
+            benchmarks=names(bench, "--bench"),
             backbone=backbone,
             protocol=protocol,
             orders=numbers(orders, "--orders"),

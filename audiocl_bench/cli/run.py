@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from audiocl_bench.request import names, numbers
+
 _WHERE, _HOW, _MACHINE = "Where", "How", "Machine"
 
 
@@ -138,8 +140,8 @@ def run(
 
     run_sweep(
         Sweep(
-            methods=split(method, "--method"),
-            benchmarks=split(bench, "--bench"),
+            methods=names(method, "--method"),
+            benchmarks=names(bench, "--bench"),
             backbone=backbone,
             protocol=protocol,
             orders=numbers(orders, "--orders"),
@@ -158,26 +160,3 @@ def run(
             quiet=quiet,
         )
     )
-
-
-def split(items: list[str], option: str) -> tuple[str, ...]:
-    """Read names given by repeated options or separated by commas, each once."""
-    from audiocl_bench.errors import ConfigError
-
-    names = [part.strip() for item in items for part in item.split(",") if part.strip()]
-    if not names:
-        raise ConfigError(f"{option} names nothing: give a name, or several separated by commas.")
-    return tuple(dict.fromkeys(names))
-
-
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    """Read "0-4,7" as (0, 1, 2, 3, 4, 7)."""
-    from audiocl_bench.errors import ConfigError
-
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise ConfigError(f"{option} '{text}' must look like 0, 0-4 or 0,2,5.")
-        found.extend(range(int(first), int(last or first) + 1))
-    return tuple(dict.fromkeys(found))
