@@ -12,9 +12,11 @@ from audiocl_bench.cli.audit import audit
 from audiocl_bench.cli.data import app as data_app
 from audiocl_bench.cli.doctor import doctor
 from audiocl_bench.cli.listing import app as list_app
+from audiocl_bench.cli.reproduce import reproduce
 from audiocl_bench.cli.run import run
 from audiocl_bench.cli.show import show
 from audiocl_bench.cli.splits import app as splits_app
+from audiocl_bench.cli.table import table
 from audiocl_bench.errors import AudioclError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -70,10 +72,16 @@ is computed from what was written.
 
   audiocl show pace-esc50
       accuracy matrix, scores, costs and provenance of a run
+
+  audiocl table 2
+      a table of the paper with our numbers beside it; also: plot, leaderboard
+
 """,
 )
 app.command("run")(run)
 app.command("show")(show)
+app.command("table")(table)
+app.command("reproduce")(reproduce)
 app.command("audit")(audit)
 app.command("doctor")(doctor)
 app.add_typer(list_app, name="list")

@@ -1,0 +1,156 @@
+"""`audiocl reproduce`: the runs that a table of the paper lacks, listed and made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from audiocl_bench.cli.table import MINI, published
+
+if TYPE_CHECKING:
+    from audiocl_bench.report.commands import Command
+
+_WHERE, _MACHINE = "Where", "Machine"
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(help="A table of the paper: table1, table2, table3, table4 or table12.")],
+    run: Annotated[
+        bool, typer.Option("--run", "--yes", "-y", help="Make the missing runs; without it they are only listed.")
+    ] = False,
+    bench: Annotated[
+        list[str] | None,
+        typer.Option("--bench", "--benchmark", "-b", metavar="NAME", help="Only these (default: the table's)."),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option("--backbone", metavar="NAME", help="Pretrained network, or a path to weights.")
+    ] = "eat-base",
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", metavar="NAME", help="paper (the default) or grouped.")
+    ] = None,
+    orders: Annotated[
+        str | None, typer.Option("--orders", metavar="LIST", help="Class orders: 0 or 0-4 (default: all).")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="LIST", help="Run seeds: 0 or 0-2.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            rich_help_panel=_WHERE,
+            help="Folder of the corpora (default: data/ in the cache directory); 'mini' for synthetic miniatures.",
+        ),
+    ] = None,
+    get_data: Annotated[
+        bool, typer.Option("--get-data", rich_help_panel=_WHERE, help="Download missing corpora first.")
+    ] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            metavar="DIR",
+            rich_help_panel=_WHERE,
+            help="Where results are and go (default: results/ in the cache directory).",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", rich_help_panel=_MACHINE, help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, rich_help_panel=_MACHINE, help="CPU threads (default: all)."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=1,
+            rich_help_panel=_MACHINE,
+            help="Processes that decode audio (default: one per core).",
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=_MACHINE, help="No progress display.")
+    ] = False,
+) -> None:
+    """List the runs that a table of the paper lacks, as commands; with --run make them and print the table.
+
+    Commands are made one after the other, benchmark by benchmark; one that fails
+    does not stop the others. Run it again to continue: a run that has a result is
+    not made again.
+
+    [bold]Examples[/bold]
+
+      audiocl reproduce table2
+
+      audiocl reproduce table2 --data ~/audio --orders 0 --run
+
+      audiocl reproduce table4 --data mini --backbone eat-tiny --run
+    """
+    from audiocl_bench.cli.sweep import Sweep, run_sweep
+    from audiocl_bench.errors import AudioclError
+    from audiocl_bench.report import sheets
+
+    def now() -> sheets.Sheet:
+        return published(
+            table,
+            results=None if results is None else [results],
+            bench=bench,
+            backbone=backbone,
+            protocol=protocol,
+            orders=orders,
+            seeds=seeds,
+            data=data,
+            may_be_new=True,
+        )
+
+    sheet = now()
+    missing = sheet.commands(together=False)
+    if not missing:
+        typer.echo("No run is missing.\n")
+        typer.echo(sheets.render(sheet), nl=False)
+        return
+    _list(sheet.title, missing, data=sheet.data, results=results, told=run)
+    if not run:
+        return
+    failures = []
+    for command in missing:
+        typer.echo(f"\n$ {command.text(data=sheet.data, results=results)}")
+        try:
+            run_sweep(
+                Sweep(
+                    methods=command.methods,
+                    benchmarks=command.benchmarks,
+                    backbone=command.backbone,
+                    protocol=command.protocol or None,
+                    orders=command.orders,
+                    seeds=command.seeds,
+                    data=MINI if command.mini else sheet.data,
+                    get_data=get_data,
+                    results=results,
+                    settings=command.settings,
+                    device=device,
+                    threads=threads,
+                    workers=workers,
+                    quiet=quiet,
+                )
+            )
+        except AudioclError as error:
+            failures.append(str(error))
+    typer.echo("")
+    typer.echo(sheets.render(now()), nl=False)
+    if failures:
+        raise AudioclError("\n".join(dict.fromkeys(failures)))
+
+
+def _list(title: str, missing: tuple[Command, ...], *, data: Path | None, results: Path | None, told: bool) -> None:
+    """Print how many runs are missing and the commands that make them."""
+    count = sum(command.runs for command in missing)
+    typer.echo(f"{title}: {count} {'run is' if count == 1 else 'runs are'} missing.\n")
+    for command in missing:
+        typer.echo(command.text(data=data, results=results))
+    if not told:
+        typer.echo("\nNothing was run. Add --run to make them now, one command after the other.")
