@@ -12,6 +12,7 @@ from audiocl_bench.cli.audit import audit
 from audiocl_bench.cli.data import app as data_app
 from audiocl_bench.cli.doctor import doctor
 from audiocl_bench.cli.listing import app as list_app
+from audiocl_bench.cli.plot import app as plot_app
 from audiocl_bench.cli.reproduce import reproduce
 from audiocl_bench.cli.run import run
 from audiocl_bench.cli.show import show
@@ -86,6 +87,7 @@ app.command("audit")(audit)
 app.command("doctor")(doctor)
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
+app.add_typer(plot_app, name="plot")
 app.add_typer(splits_app, name="splits")
 
 

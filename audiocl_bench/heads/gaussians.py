@@ -122,7 +122,7 @@ class ClassGaussians:
         if self.kind != "multi-centroid":
             return nullcontext()
         # Here and below: loading scikit-learn takes as long as loading torch, and only k-means needs it.
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+        from threadpoolctl import threadpool_limits
 
         return threadpool_limits(limits=1)
 
