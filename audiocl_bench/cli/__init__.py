@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from audiocl_bench.cli.audit import audit
 from audiocl_bench.cli.data import app as data_app
 from audiocl_bench.cli.doctor import doctor
+from audiocl_bench.cli.leaderboard import app as leaderboard_app
 from audiocl_bench.cli.listing import app as list_app
 from audiocl_bench.cli.plot import app as plot_app
 from audiocl_bench.cli.reproduce import reproduce
@@ -89,6 +90,7 @@ app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 app.add_typer(plot_app, name="plot")
 app.add_typer(splits_app, name="splits")
+app.add_typer(leaderboard_app, name="leaderboard")
 
 
 def _version(wanted: bool) -> None:
