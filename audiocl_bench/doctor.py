@@ -93,7 +93,9 @@ def _backbones() -> Iterator[Finding]:
     from audiocl_bench import backbones
 
     for row in backbones.list_rows():
-        if row.stand_in:
+        if row.problem:
+            yield Finding("backbones", row.name, "problem", row.problem.rstrip("."))
+        elif row.stand_in:
             yield Finding("backbones", row.name, "ready", "random weights, a stand-in for trying things")
         elif backbones.cached(row.name):
             yield Finding("backbones", row.name, "ready", "weights are in the Hugging Face cache")

@@ -5,22 +5,36 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from audiocl_bench import backbones, config, registry
+from audiocl_bench import config, conformance, registry
 from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.conformance import CPU, FRAMES, SESSIONS, bytes_of, clips_of, reader, through_a_file, weights
 from audiocl_bench.method import Context, Method, Session, StreamInfo
 
-CPU = torch.device("cpu")
-FRAMES = 64
+__all__ = [
+    "CPU",
+    "FRAMES",
+    "NETWORKS",
+    "QUICK",
+    "SESSIONS",
+    "build",
+    "bytes_of",
+    "clips_of",
+    "learn",
+    "module",
+    "network",
+    "opened",
+    "reader",
+    "session",
+    "steps",
+    "through_a_file",
+    "weights",
+    "whole",
+]
+
 NETWORKS = ("eat-tiny", "whisper-tiny-random")
-SESSIONS = ((0, 1), (2, 3), (4, 5))
 RECIPE = {"batch_size": 6, "momentum": 0.9, "weight_decay": 5e-4, "lora_scale": 1.0, "rank": 2}
 TWO_RATES = {"optimiser": "sgd", "lr_backbone": 0.05, "lr_head": 0.01, "clip": 1.0}
 QUICK: dict[str, dict[str, Any]] = {
@@ -67,7 +81,7 @@ that other defaults do not change the tests."""
 
 @functools.cache
 def _pretrained(network: str) -> Backbone:
-    return backbones.load(network, frames=FRAMES)
+    return conformance.network(network, frames=FRAMES)
 
 
 def network(name: str = "eat-tiny") -> Backbone:
@@ -77,36 +91,14 @@ def network(name: str = "eat-tiny") -> Backbone:
     return backbone
 
 
-def clips_of(
-    classes: tuple[int, ...], backbone: Backbone, *, per_class: int = 6, seed: int = 0
-) -> tuple[Tensor, np.ndarray]:
-    """Return log-mels [n, T, M], a template per class plus noise, and their labels, in an order that mixes classes."""
-    mels = backbone.front_end.n_mels
-    templates = torch.randn(16, FRAMES, mels, generator=torch.Generator().manual_seed(7))
-    labels = np.tile(np.array(classes), per_class)
-    noise = torch.randn(
-        len(labels), FRAMES, mels, generator=torch.Generator().manual_seed(seed * 1009 + sum(classes) * 31 + 1)
-    )
-    return templates[torch.from_numpy(labels)] + 0.7 * noise, labels
-
-
 def session(index: int, backbone: Backbone, *, per_class: int = 6, seed: int = 0) -> Session:
     """Open session `index` of the tiny stream SESSIONS."""
-    classes = SESSIONS[index]
-    mel, labels = clips_of(classes, backbone, per_class=per_class, seed=seed)
-    return Session(index, classes, min(classes), labels, reader(mel), CPU)
+    return conformance.open_session(backbone, index, per_class=per_class, seed=seed)
 
 
 def whole(backbone: Backbone, *, per_class: int = 6, seed: int = 0) -> Session:
     """Open the whole tiny stream as one session, the way joint methods get it."""
-    parts = [clips_of(classes, backbone, per_class=per_class, seed=seed) for classes in SESSIONS]
-    mel, labels = torch.cat([mel for mel, _ in parts]), np.concatenate([labels for _, labels in parts])
-    return Session(0, tuple(c for classes in SESSIONS for c in classes), 0, labels, reader(mel), CPU)
-
-
-def reader(mel: Tensor) -> Callable[[np.ndarray], Tensor]:
-    """Return the function that a `Session` reads clips with."""
-    return lambda positions: mel[torch.from_numpy(np.asarray(positions))]
+    return conformance.open_session(backbone, 0, whole=True, per_class=per_class, seed=seed)
 
 
 def build(name: str, backbone: Backbone | None = None, *, seed: int = 0, **settings: Any) -> Method:
@@ -141,23 +133,3 @@ def learn(method: Method, *indices: int, **options: int) -> Method:
 def steps(method: Method) -> int:
     """Number of sessions the method gets of the tiny stream."""
     return 1 if method.takes_whole_stream else len(SESSIONS)
-
-
-def bytes_of(state: Any) -> Any:
-    """Return a state with every tensor as (type, shape, bytes), so that == compares bit for bit."""
-    if isinstance(state, Tensor):
-        return str(state.dtype), tuple(state.shape), state.detach().contiguous().numpy().tobytes()
-    if isinstance(state, dict):
-        return {key: bytes_of(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return [bytes_of(value) for value in state]
-    return state
-
-
-def weights(backbone: Backbone) -> dict[str, bytes]:
-    """Return the bytes of every pretrained tensor by its original name, whatever LoRA hangs on the network."""
-    return {
-        name.replace(".base_layer.", "."): value.detach().contiguous().numpy().tobytes()
-        for name, value in backbone.state_dict().items()
-        if ".lora_" not in name
-    }

@@ -115,6 +115,13 @@ def test_backbones_are_ready_only_where_their_weights_are(tmp_path: Path) -> Non
     )
 
 
+def test_a_plugins_broken_backbone_is_a_problem_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "package birds 1.0: entry point bird-eat cannot be imported (No module named 'wings')."
+    row = backbones.Row("bird-eat", "", package="birds 1.0", problem=why)
+    monkeypatch.setattr(backbones, "list_rows", lambda: (row,))
+    assert found()["backbones"] == {"bird-eat": Finding("backbones", "bird-eat", "problem", why.rstrip("."))}
+
+
 def test_corpora_are_complete_damaged_or_missing(frozen: None, tmp_path: Path) -> None:
     data = tmp_path / "my audio"
     plant(data / FOLDER["esc50"], TREES["esc50"])

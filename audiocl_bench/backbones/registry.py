@@ -1,13 +1,37 @@
-"""The backbones known by name, and `load` for names and paths."""
+"""The backbones known by name, and `load` for names and paths.
+
+A package offers networks of its own under the entry-point group `audiocl.backbones`. The entry point's name is what
+`--backbone` takes; its value names a `Row`, or a function without arguments that returns one:
+
+    [project.entry-points."audiocl.backbones"]
+    bird-eat = "my_package:BIRD_EAT"
+
+    # EAT, SSLAM or Whisper weights that are published on the Hugging Face hub need no code:
+    BIRD_EAT = Row("bird-eat", "EAT base, fine-tuned on birds", eat.BASE, "someone/bird-eat", revision="<commit>")
+
+    # Any other network brings a function that builds it:
+    BIRD_NET = Row("bird-net", "...", page="https://...", build=build, numbers=4_000_000)
+
+    def build(options: Options, file: Path | None) -> Backbone: ...
+
+`build` gets the options of the user (pool, layer, frames) and the row's `file` from the hub, fetched and checked, or
+None where the row names no hub repository (weights inside the package, or random ones). It returns a
+`backbones.base.Backbone`: `super().__init__` gets the options as they are, and `front_end` is one of the two that
+`audio.FrontEnd` knows. What comes back is checked, frozen and put in eval mode here.
+
+A plugin that cannot be used takes nothing else with it: `load` says so in one sentence, `list_rows` in its row. Names
+of our own cannot be taken over.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +39,13 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import Tensor
 
 from audiocl_bench.backbones import checkpoints, eat, whisper
-from audiocl_bench.backbones.base import Backbone, Options
-from audiocl_bench.errors import CheckpointError, unknown_name
+from audiocl_bench.backbones.base import Backbone, Options, hash_weights
+from audiocl_bench.errors import AudioclError, CheckpointError, ConfigError, unknown_name
 from audiocl_bench.files import sha256_file
+
+GROUP = "audiocl.backbones"
+Build = Callable[[Options, Path | None], Backbone]
+"""How a plugin makes its network; see the head of this module."""
 
 _RECIPE_SEED = 20260107
 _NO_PIN = "no commit of this repository could be verified; the weights hash in every result tells versions apart"
@@ -28,46 +56,62 @@ class Row:
     """One backbone that has a name.
 
     Attributes:
-        name: what `--backbone` takes.
+        name: what `--backbone` takes; a plugin's row gets the name of its entry point.
         title: what it is, in a few words.
-        config: size of its network; the class tells which network.
+        config: size of its network; the class tells which network. None where `build` makes it.
         hub: Hugging Face repository; empty for weights that are made here or only published elsewhere.
         revision: commit of that repository. "main" only where no commit could be verified (see `note`).
         sha256: expected hash of the file, where known: it pins the weights even at revision "main".
         page: where a person gets the file when it is not on the hub.
         note: why a row is not pinned, or what to know.
+        file: name of the weight file in the repository.
+        build: how a plugin makes a network that is neither EAT nor Whisper.
+        numbers: how many numbers its tensors hold, where `build` is given.
+        package: name and version of the package that a plugin's row comes from; empty for our own.
+        problem: why a plugin cannot be used, one sentence; empty where it can.
     """
 
     name: str
     title: str
-    config: eat.EATConfig | whisper.WhisperConfig
+    config: eat.EATConfig | whisper.WhisperConfig | None = None
     hub: str = ""
     revision: str = "main"
     sha256: str = ""
     page: str = ""
     note: str = ""
     file: str = "model.safetensors"
+    build: Build | None = None
+    numbers: int = 0
+    package: str = ""
+    problem: str = ""
 
     @property
-    def network(self) -> Literal["eat", "whisper"]:
-        """Return "eat" (SSLAM included) or "whisper"."""
+    def network(self) -> str:
+        """Return "eat" (SSLAM included), "whisper", or "own" for a plugin's network."""
+        if self.config is None:
+            return "own"
         return "eat" if isinstance(self.config, eat.EATConfig) else "whisper"
 
     @property
     def stand_in(self) -> bool:
-        """True for random weights."""
-        return not (self.hub or self.page)
+        """True for random weights: whoever names neither repository nor page does not say that they are trained."""
+        return not (self.hub or self.page or self.problem)
 
     @property
     def source(self) -> str:
         """Return where the weights come from."""
         if self.hub:
-            return f"hf:{self.hub}@{self.revision}"
-        return self.page or f"random weights (seed {_RECIPE_SEED})"
+            return f"hf:{self.hub}@{self.revision}" + (f", read by {self.package}" if self.build else "")
+        made = self.package or f"seed {_RECIPE_SEED}"
+        if self.page:
+            return f"{self.page}, in {self.package}" if self.build else self.page
+        return made if self.problem else f"random weights ({made})"
 
     @property
     def parameters(self) -> int:
         """Count the numbers in the backbone's tensors: fixed positions included, heads and decoders not."""
+        if self.config is None:
+            return self.numbers
         if isinstance(self.config, eat.EATConfig):
             shapes = dict(eat.published_shapes(self.config))
             shapes["pos_embed"] = (1, eat.MAX_TIME_PATCHES * eat.MEL_PATCHES, self.config.dim)
@@ -156,21 +200,116 @@ _BY_NAME = {row.name: row for row in _ROWS}
 
 
 def names() -> tuple[str, ...]:
-    """Return the names `load` knows, in the order of the catalogue."""
-    return tuple(_BY_NAME)
+    """Return the names `load` knows: our own in the order of the catalogue, then those of plugins. Imports none."""
+    return (*_BY_NAME, *_plugins())
 
 
 def list_rows() -> tuple[Row, ...]:
-    """Return the catalogue; no weights are read."""
-    return _ROWS
+    """Return the catalogue, plugins included; no weights are read. A plugin that cannot be used says so in its row."""
+    return (*_ROWS, *map(_row_or_problem, _plugins()))
 
 
 def cached(name: str) -> bool:
-    """Tell whether the weights of a named backbone are on this machine: made here, or in the Hugging Face cache."""
-    row = _BY_NAME[name]
-    return row.stand_in or (
-        bool(row.hub) and isinstance(try_to_load_from_cache(row.hub, row.file, revision=row.revision), str)
+    """Tell whether a named backbone can be loaded without a download: made here, or in the Hugging Face cache."""
+    row = _BY_NAME.get(name) or _row_or_problem(name)
+    if row.problem:
+        return False
+    return (
+        row.stand_in
+        or (row.build is not None and not row.hub)
+        or (bool(row.hub) and isinstance(try_to_load_from_cache(row.hub, row.file, revision=row.revision), str))
     )
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Return the entry points of outside backbones by name, in alphabetical order; our own names stay ours."""
+    found = {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _BY_NAME}
+    return dict(sorted(found.items()))
+
+
+def _package(entry: EntryPoint) -> str:
+    """Return name and version of the package that declares an entry point."""
+    distribution = entry.dist
+    if distribution is not None:
+        return f"{distribution.name} {distribution.version}"
+    return entry.value.partition(":")[0].partition(".")[0]
+
+
+def _plugin_row(name: str) -> Row:
+    """Import a plugin's row.
+
+    Raises:
+        ConfigError: it cannot be imported or is no proper `Row`; the sentence names the package.
+    """
+    entry = _plugins()[name]
+    package = _package(entry)
+    who = f"backbone {name} of package {package} ({entry.value})"
+    mend = f"mend or uninstall {package}"
+    try:
+        found = entry.load()
+        row = found() if callable(found) else found
+    except (Exception, SystemExit) as cause:  # an outside package may fail in any way
+        raise ConfigError(f"{who} cannot be imported ({_first_line(cause)}): {mend}.") from cause
+    if not isinstance(row, Row):
+        raise ConfigError(f"{who} is a {type(row).__name__}, not an audiocl_bench.backbones.Row: {mend}.")
+    if (row.config is None) == (row.build is None):
+        raise ConfigError(f"{who} needs a config (EAT or Whisper) or a build function, and not both: {mend}.")
+    if row.config is not None and not row.hub:
+        raise ConfigError(f"{who} has a config but no hub repository to get its weights from: {mend}.")
+    return replace(row, name=name, package=package, problem="")
+
+
+def _row_or_problem(name: str) -> Row:
+    try:
+        return _plugin_row(name)
+    except ConfigError as error:
+        title = f"CANNOT BE USED: {str(error).rstrip('.')}"
+        return Row(name, title, package=_package(_plugins()[name]), problem=str(error))
+
+
+def _first_line(cause: BaseException) -> str:
+    first = (str(cause).splitlines() or [""])[0].rstrip(".")
+    return f"{type(cause).__name__}: {first}" if first else type(cause).__name__
+
+
+def _built(row: Row, options: Options, file: Path | None) -> Backbone:
+    """Let a plugin build its network, and check what comes back with one silent clip.
+
+    Raises:
+        ConfigError: an option does not fit, as the network says, or what was built is no usable backbone.
+        CheckpointError: the plugin raised an error.
+    """
+    assert row.build is not None
+    who = f"backbone {row.name} of package {row.package}"
+    try:
+        network = row.build(options, file)
+    except AudioclError:  # pool, layer or frames, or a weight file: the sentence is for the user
+        raise
+    except (Exception, SystemExit) as cause:
+        raise CheckpointError(
+            f"{who} cannot be built ({_first_line(cause)}): tell its authors, or choose another backbone."
+        ) from cause
+    if not isinstance(network, Backbone):
+        raise ConfigError(f"{who} built a {type(network).__name__}, not an audiocl_bench.backbones.Backbone.")
+    network.name, network.source, network.stand_in = options.name, options.source, options.stand_in
+    network.requires_grad_(False)
+    network.eval()
+    network.weights_hash = network.weights_hash or hash_weights(network.state_dict())
+    front_end = network.front_end
+    try:
+        with torch.no_grad():
+            features = network.features(torch.zeros(1, front_end.frames, front_end.n_mels))
+    except Exception as cause:
+        raise ConfigError(f"{who} fails on a silent clip ({_first_line(cause)}): tell its authors.") from cause
+    network.passes.clips = network.passes.block_runs = 0
+    if features.shape != (1, network.dim) or not bool(features.isfinite().all()):
+        raise ConfigError(
+            f"{who} gives features of shape {list(features.shape)} for one silent clip, but {[1, network.dim]} finite "
+            "numbers are needed: tell its authors."
+        )
+    if len(network.blocks) != network.depth:
+        raise ConfigError(f"{who} says it has {network.depth} blocks and has {len(network.blocks)}: tell its authors.")
+    return network
 
 
 def load(
@@ -193,9 +332,11 @@ def load(
     Raises:
         UnknownNameError: neither a name nor an existing path.
         CheckpointError: weights cannot be fetched, are broken or belong to another network.
-        ConfigError: pool, layer or frames does not fit the network.
+        ConfigError: pool, layer or frames does not fit the network, or a plugin cannot be used.
     """
     row = _BY_NAME.get(spec)
+    if row is None and spec in _plugins():
+        row = _plugin_row(spec)
     if row is None:
         path = Path(spec).expanduser()
         if not path.exists() and not _reads_like_a_path(spec):
@@ -205,6 +346,9 @@ def load(
         name = path.resolve().name if path.is_dir() else path.stem
         return checkpoints.load_file(path, Options(name, str(path), pool, layer, frames))
     options = Options(row.name, row.source, pool, layer, frames, row.stand_in)
+    if row.build is not None:
+        return _built(row, options, _fetch(row, allow_download=allow_download) if row.hub else None)
+    assert row.config is not None
     if not row.stand_in:
         return checkpoints.load_file(_fetch(row, allow_download=allow_download), options, row.config)
     if isinstance(row.config, eat.EATConfig):

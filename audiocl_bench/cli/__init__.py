@@ -9,10 +9,12 @@ import typer
 from typer.core import TyperGroup
 
 from audiocl_bench.cli.audit import audit
+from audiocl_bench.cli.check import check
 from audiocl_bench.cli.data import app as data_app
 from audiocl_bench.cli.doctor import doctor
 from audiocl_bench.cli.leaderboard import app as leaderboard_app
 from audiocl_bench.cli.listing import app as list_app
+from audiocl_bench.cli.new import new_benchmark, new_method
 from audiocl_bench.cli.plot import app as plot_app
 from audiocl_bench.cli.reproduce import reproduce
 from audiocl_bench.cli.run import run
@@ -78,6 +80,8 @@ is computed from what was written.
   audiocl table 2
       a table of the paper with our numbers beside it; also: plot, leaderboard
 
+  audiocl new-method my-idea
+      a package to begin with; then:  audiocl check my-idea
 """,
 )
 app.command("run")(run)
@@ -85,6 +89,9 @@ app.command("show")(show)
 app.command("table")(table)
 app.command("reproduce")(reproduce)
 app.command("audit")(audit)
+app.command("check")(check)
+app.command("new-method")(new_method)
+app.command("new-benchmark")(new_benchmark)
 app.command("doctor")(doctor)
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
