@@ -20,6 +20,7 @@ from audiocl_bench.cli.reproduce import reproduce
 from audiocl_bench.cli.run import run
 from audiocl_bench.cli.show import show
 from audiocl_bench.cli.splits import app as splits_app
+from audiocl_bench.cli.submit import submit, verify
 from audiocl_bench.cli.table import table
 from audiocl_bench.errors import AudioclError
 
@@ -93,6 +94,8 @@ app.command("check")(check)
 app.command("new-method")(new_method)
 app.command("new-benchmark")(new_benchmark)
 app.command("doctor")(doctor)
+app.command("submit")(submit)
+app.command("verify")(verify)
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 app.add_typer(plot_app, name="plot")
