@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from audiocl_bench import corpora, splits, streams
+from audiocl_bench import catalogue, corpora, splits, streams
 from audiocl_bench.corpora.base import Corpus
 from audiocl_bench.errors import ConfigError, CorpusError, unknown_name
 from audiocl_bench.files import home, write_text
@@ -281,3 +281,7 @@ def get(name_or_path: str) -> Benchmark:
         num_clips=row.clips,
         mini=name_or_path in _MINI,
     )
+
+
+# `audiocl_bench.benchmarks["esc50"]`: the miniatures are listed too, after the six; a TOML file's path works as well.
+catalogue.make_mapping(__name__, catalogue.Catalogue("benchmarks", lambda: (*names(), *mini_names()), get))

@@ -769,6 +769,20 @@ def test_the_readme_method_runs_and_its_results_are_read_as_told(
     assert "bell" in printed
 
 
+@pytest.mark.slow
+def test_the_readme_in_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, pd.DataFrame] = {}
+    exec(compile(readme_block("test: api", "python"), "README.md", "exec"), names)
+    assert list(names["runs"]["benchmark"]) == ["mini-us8k"]
+    assert list(names["sessions"]["session"]) == [0, 1, 2, 3, 4]
+    printed = capsys.readouterr().out
+    assert "NOT COMPARABLE" in printed
+    assert "| PACE" in printed
+
+
 def test_readme_commands_name_real_options_and_files(call: Call) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     known = call("run", "--help").out
