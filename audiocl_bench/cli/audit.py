@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from audiocl_bench.cli import options
 from audiocl_bench.request import names, numbers
 
 
 def audit(
-    method: Annotated[
-        list[str],
-        typer.Option("--method", "-m", metavar="NAME", help="Method, METHOD@PRESET, or file.py:Class."),
-    ],
-    bench: Annotated[
-        list[str],
-        typer.Option("--bench", "--benchmark", "-b", metavar="NAME", help="Benchmark, or your own .toml file."),
-    ],
-    backbone: Annotated[
-        str, typer.Option("--backbone", metavar="NAME", help="Pretrained network, or a path to weights.")
-    ] = "eat-base",
-    protocol: Annotated[str | None, typer.Option("--protocol", metavar="NAME", help="paper or grouped.")] = None,
-    orders: Annotated[str, typer.Option("--orders", metavar="LIST", help="Class orders: 0 or 0-4 or 0,2.")] = "0",
-    seeds: Annotated[str, typer.Option("--seeds", metavar="LIST", help="Run seeds: 0 or 0-2.")] = "0",
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DIR", help="Folder of the corpora; 'mini' for synthetic miniatures."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in audiocl run. Repeatable."),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads (default: all).")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
+    method: options.Methods,
+    bench: options.Benches,
+    backbone: options.Backbone = "eat-base",
+    protocol: options.Protocol = None,
+    orders: options.Orders = "0",
+    seeds: options.Seeds = "0",
+    data: options.Data = None,
+    set_: options.Settings = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a method, run all audits, and test it in batches of many kinds.
 

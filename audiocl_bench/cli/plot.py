@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from audiocl_bench.cli import options
+
 if TYPE_CHECKING:
     from audiocl_bench.report.figures import Chosen, Drawing
 
@@ -323,35 +325,21 @@ def cost(
 
 @app.command("features")
 def features(
-    method: Annotated[
-        str, typer.Option("--method", "-m", metavar="NAME", help="Method, METHOD@PRESET, or file.py:Class.")
-    ],
-    bench: Annotated[
-        str, typer.Option("--bench", "--benchmark", "-b", metavar="NAME", help="Benchmark, or your own .toml file.")
-    ],
-    backbone: Annotated[
-        str, typer.Option("--backbone", metavar="NAME", help="Pretrained network, or a path to weights.")
-    ] = "eat-base",
-    protocol: Annotated[str | None, typer.Option("--protocol", metavar="NAME", help="paper or grouped.")] = None,
+    method: options.Method,
+    bench: options.Bench,
+    backbone: options.Backbone = "eat-base",
+    protocol: options.Protocol = None,
     order: Annotated[int, typer.Option("--order", metavar="N", min=0, help="Class order.")] = 0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the run, the clips and t-SNE.")] = 0,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DIR", help="Folder of the corpora; 'mini' for synthetic miniatures."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in audiocl run. Repeatable."),
-    ] = None,
+    data: options.Data = None,
+    set_: options.Settings = None,
     classes: Annotated[
         int, typer.Option("--classes", metavar="N", help="Classes shown, evenly over their arrival (2-10).")
     ] = 8,
     clips: Annotated[int, typer.Option("--clips", metavar="N", help="Most test clips of a class (2-100).")] = 40,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads (default: all).")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
     out: Out = "figures/",
     format_: Formats = None,
     width: Width = None,

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from audiocl_bench.cli import options
 from audiocl_bench.cli.table import MINI, published
 
 if TYPE_CHECKING:
     from audiocl_bench.report.commands import Command
-
-_WHERE, _MACHINE = "Where", "Machine"
 
 
 def reproduce(
@@ -24,57 +23,19 @@ def reproduce(
         list[str] | None,
         typer.Option("--bench", "--benchmark", "-b", metavar="NAME", help="Only these (default: the table's)."),
     ] = None,
-    backbone: Annotated[
-        str, typer.Option("--backbone", metavar="NAME", help="Pretrained network, or a path to weights.")
-    ] = "eat-base",
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", metavar="NAME", help="paper (the default) or grouped.")
-    ] = None,
+    backbone: options.Backbone = "eat-base",
+    protocol: options.Protocol = None,
     orders: Annotated[
         str | None, typer.Option("--orders", metavar="LIST", help="Class orders: 0 or 0-4 (default: all).")
     ] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="LIST", help="Run seeds: 0 or 0-2.")] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            rich_help_panel=_WHERE,
-            help="Folder of the corpora (default: data/ in the cache directory); 'mini' for synthetic miniatures.",
-        ),
-    ] = None,
-    get_data: Annotated[
-        bool, typer.Option("--get-data", rich_help_panel=_WHERE, help="Download missing corpora first.")
-    ] = False,
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            "--results",
-            metavar="DIR",
-            rich_help_panel=_WHERE,
-            help="Where results are and go (default: results/ in the cache directory).",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", rich_help_panel=_MACHINE, help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", metavar="N", min=1, rich_help_panel=_MACHINE, help="CPU threads (default: all)."),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            metavar="N",
-            min=1,
-            rich_help_panel=_MACHINE,
-            help="Processes that decode audio (default: one per core).",
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", rich_help_panel=_MACHINE, help="No progress display.")
-    ] = False,
+    data: options.Data = None,
+    get_data: options.GetData = False,
+    results: options.Results = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """List the runs that a table of the paper lacks, as commands; with --run make them and print the table.
 
