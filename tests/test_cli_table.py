@@ -122,6 +122,18 @@ def test_reproduce_lists_exactly_what_is_missing(call: Call, results: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("agreed", [True, False])
+def test_reproduce_asks_a_person(call: Call, results: Path, monkeypatch: pytest.MonkeyPatch, agreed: bool) -> None:
+    made: list[sweep.Sweep] = []
+    monkeypatch.setattr(sweep, "run_sweep", made.append)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda question: agreed)
+    outcome = call("reproduce", "table3", "--orders", "0", "-b", "us8k", "--results", results)
+    assert outcome.code == 0, outcome.err
+    assert len(made) == outcome.out.count("\n$ audiocl run") == int(agreed)
+    assert ("Nothing was run." in outcome.out) != agreed
+
+
 def test_reproduce_runs_what_it_lists(
     call: Call, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def reproduce(
     table: Annotated[str, typer.Argument(help="A table of the paper: table1, table2, table3, table4 or table12.")],
     run: Annotated[
-        bool, typer.Option("--run", "--yes", "-y", help="Make the missing runs; without it they are only listed.")
+        bool, typer.Option("--run", "--yes", "-y", help="Make the missing runs without asking; a script has to say it.")
     ] = False,
     bench: Annotated[
         list[str] | None,
@@ -37,7 +38,9 @@ def reproduce(
     workers: options.Workers = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """List the runs that a table of the paper lacks, as commands; with --run make them and print the table.
+    """List the runs that a table of the paper lacks, as commands; then make them and print the table.
+
+    At a terminal it asks before it begins; elsewhere it needs --run.
 
     Commands are made one after the other, benchmark by benchmark; one that fails
     does not stop the others. Run it again to continue: a run that has a result is
@@ -74,8 +77,8 @@ def reproduce(
         typer.echo("No run is missing.\n")
         typer.echo(sheets.render(sheet), nl=False)
         return
-    _list(sheet.title, missing, data=sheet.data, results=results, told=run)
-    if not run:
+    _list(sheet.title, missing, data=sheet.data, results=results)
+    if not (run or _agreed()):
         return
     failures = []
     for command in missing:
@@ -107,11 +110,17 @@ def reproduce(
         raise AudioclError("\n".join(dict.fromkeys(failures)))
 
 
-def _list(title: str, missing: tuple[Command, ...], *, data: Path | None, results: Path | None, told: bool) -> None:
+def _list(title: str, missing: tuple[Command, ...], *, data: Path | None, results: Path | None) -> None:
     """Print how many runs are missing and the commands that make them."""
     count = sum(command.runs for command in missing)
     typer.echo(f"{title}: {count} {'run is' if count == 1 else 'runs are'} missing.\n")
     for command in missing:
         typer.echo(command.text(data=data, results=results))
-    if not told:
-        typer.echo("\nNothing was run. Add --run to make them now, one command after the other.")
+
+
+def _agreed() -> bool:
+    """Ask a person at a terminal; a script that did not say --run gets the list only."""
+    if sys.stdin.isatty() and typer.confirm("\nMake them now, one command after the other?"):
+        return True
+    typer.echo("\nNothing was run. Add --run to make them now, one command after the other.")
+    return False
