@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiocl_bench import benchmarks, conformance, files
+from audiocl_bench.conformance import runs
 from audiocl_bench.errors import ConfigError, UnknownNameError
 from audiocl_bench.method import Card, Clips, Method, MethodConfig, Session, State, setting
 
@@ -709,7 +710,7 @@ def test_a_miniature_that_cannot_be_had_is_skipped(monkeypatch: pytest.MonkeyPat
     def refuse(*arguments: Any, **options: Any) -> None:
         raise ConfigError("espeak-ng is not installed: pip install audiocl[mini].")
 
-    monkeypatch.setattr(conformance, "open_material", refuse)
+    monkeypatch.setattr(runs, "open_material", refuse)
     report = conformance.check(Good, miniatures=("mini-sc2",), only=RUNS)
     assert {outcome.status for outcome in report.outcomes} == {"skipped"}
     assert report["run"].told == "mini-sc2 cannot be had here: espeak-ng is not installed: pip install audiocl[mini]."

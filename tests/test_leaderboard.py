@@ -31,8 +31,10 @@ from test_cli import Call, call  # noqa: F401 - a fixture
 
 from audiocl_bench import config, metrics, registry, results
 from audiocl_bench.errors import ResultsError
-from audiocl_bench.report.leaderboard import model, serve, site, svg
-from audiocl_bench.report.leaderboard.model import Board
+from audiocl_bench.report.leaderboard import boards, duels, serve, site, statistics, svg
+from audiocl_bench.report.leaderboard.boards import Board
+from audiocl_bench.report.leaderboard.found import find_runs, read_run
+from audiocl_bench.report.leaderboard.repeat import command
 from audiocl_bench.results import ResultsDir, build_result, make_run_id, result_dirs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,8 +143,8 @@ def folder(tmp_path: Path) -> ResultsDir:
 
 
 def only_board(*folders: ResultsDir) -> Board:
-    [(key, found)] = model.boards(model.find_runs(folders)).items()
-    return model.read_board(key, found)
+    [(key, found)] = boards.boards(find_runs(folders)).items()
+    return boards.read_board(key, found)
 
 
 # --- Numbers
@@ -166,8 +168,8 @@ def test_scores_are_those_of_the_results_module(folder: ResultsDir, whole: bool)
     classes = (("a",), ("b", "c", "d"), ("e",))  # sessions of unlike size
     right = {"a": 1, "b": 7, "c": 10, "d": 4, "e": 9}
     run_id = add_run(folder, right=right, classes=classes, whole=whole)
-    [found] = model.find_runs([folder])
-    run = model.read_run(found, found.row["split_hash"])
+    [found] = find_runs([folder])
+    run = read_run(found, found.row["split_hash"])
     assert run.reason == ""
     assert run.scores == pytest.approx(results.score(folder.predictions(run_id)), nan_ok=True)
     assert run.recall == {name: 10.0 * count for name, count in right.items()}
@@ -226,16 +228,16 @@ def test_whatever_is_not_the_same_stands_on_a_board_of_its_own(
 ) -> None:
     add_run(folder)
     add_run(folder, "ranpac", **change)
-    boards = model.boards(model.find_runs([folder]))
-    assert [len(found) for found in boards.values()] == [1, 1]
-    assert sorted(key.warning for key in boards) == sorted(["", warning])
-    assert len({key.slug for key in boards}) == 2
+    made = boards.boards(find_runs([folder]))
+    assert [len(found) for found in made.values()] == [1, 1]
+    assert sorted(key.warning for key in made) == sorted(["", warning])
+    assert len({key.slug for key in made}) == 2
 
 
 def test_comparable_boards_come_first(folder: ResultsDir) -> None:
     add_run(folder, benchmark="aaa", own_data=True)
     add_run(folder, benchmark="zzz")
-    assert [key.benchmark for key in model.boards(model.find_runs([folder]))] == ["zzz", "aaa"]
+    assert [key.benchmark for key in boards.boards(find_runs([folder]))] == ["zzz", "aaa"]
 
 
 def test_joint_training_is_a_reference(folder: ResultsDir) -> None:
@@ -325,27 +327,27 @@ def test_a_file_that_cannot_be_scored_is_named(folder: ResultsDir) -> None:
 
 def test_holm_by_hand() -> None:
     # Sorted: .005 x 4, .01 x 3, .03 x 2, .04 x 1, each at least as large as the one before.
-    assert model.holm([0.01, 0.04, math.nan, 0.03, 0.005]) == pytest.approx(
+    assert statistics.holm([0.01, 0.04, math.nan, 0.03, 0.005]) == pytest.approx(
         [0.03, 0.06, math.nan, 0.06, 0.02], nan_ok=True
     )
-    assert model.holm([0.6, 0.9]) == [1.0, 1.0]
-    assert model.holm([]) == []
+    assert statistics.holm([0.6, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
 
 
 def test_group_letters_of_a_chain() -> None:
     # 0 and 2 differ, their neighbour 1 differs from neither.
-    assert model.groups(3, [(0, 2)]) == ["a", "a b", "b"]
-    assert model.groups(3, []) == ["a", "a", "a"]
-    assert model.groups(2, [(0, 1)]) == ["a", "b"]
-    assert model.groups(0, []) == []
-    assert model.groups(28, itertools.combinations(range(28), 2))[25:] == ["z", "aa", "ab"]
+    assert statistics.groups(3, [(0, 2)]) == ["a", "a b", "b"]
+    assert statistics.groups(3, []) == ["a", "a", "a"]
+    assert statistics.groups(2, [(0, 1)]) == ["a", "b"]
+    assert statistics.groups(0, []) == []
+    assert statistics.groups(28, itertools.combinations(range(28), 2))[25:] == ["z", "aa", "ab"]
 
 
 @given(st.integers(1, 7), st.data())
 def test_entries_share_a_letter_if_and_only_if_they_cannot_be_told_apart(count: int, data: st.DataObject) -> None:
     pairs = list(itertools.combinations(range(count), 2))
     different = data.draw(st.sets(st.sampled_from(pairs))) if pairs else set()
-    letters = [set(text.split()) for text in model.groups(count, sorted(different))]
+    letters = [set(text.split()) for text in statistics.groups(count, sorted(different))]
     assert all(letters)
     for i, j in pairs:
         assert bool(letters[i] & letters[j]) == ((i, j) not in different)
@@ -353,8 +355,8 @@ def test_entries_share_a_letter_if_and_only_if_they_cannot_be_told_apart(count: 
 
 @pytest.mark.parametrize("pairs", [0, 1, 2, 3, 10, 45, 190])
 def test_streams_needed_is_the_least_that_can_reach_the_threshold(pairs: int) -> None:
-    least = next(n for n in range(1, 30) if metrics.sign_flip_p_value([1.0] * n) <= model.ALPHA / max(1, pairs))
-    assert model.streams_needed(pairs) == least
+    least = next(n for n in range(1, 30) if metrics.sign_flip_p_value([1.0] * n) <= statistics.ALPHA / max(1, pairs))
+    assert statistics.streams_needed(pairs) == least
 
 
 def test_six_shared_orders_part_two_methods_and_five_do_not(folder: ResultsDir) -> None:
@@ -396,7 +398,7 @@ def test_a_duel_by_session_and_class(folder: ResultsDir) -> None:
     add_run(folder, "ranpac", 1, right={"bell": 7, "cat": 10, "drum": 10, "engine": 6})
     board = only_board(folder)
     [pair] = board.compared
-    duel = model.duel(board, pair)
+    duel = duels.duel(board, pair)
     assert (duel.first.name, duel.second.name, duel.keys) == ("ncm", "ranpac", ((0, 0), (1, 0)))
     assert [line.name for line in duel.classes] == ["bell", "drum", "engine", "cat"]
     bell = duel.classes[0]
@@ -414,7 +416,7 @@ def test_a_duel_with_a_reference_shows_what_both_have(folder: ResultsDir) -> Non
     add_run(folder, "joint", whole=True)
     add_run(folder, "ncm", right=with_final(50))
     board = only_board(folder)
-    duel = model.duel(board, board.pairs[0])
+    duel = duels.duel(board, board.pairs[0])
     assert [line.name for line in duel.curve] == ["1"]
     assert "forgetting" not in [line.name for line in duel.scores]
     assert all(math.isnan(line.half_width) for line in duel.classes)
@@ -428,7 +430,7 @@ def test_the_command_repeats_the_run_exactly(folder: ResultsDir) -> None:
     [preset, *_] = [name for name in method.Config.sources if name != "official"] or [""]
     wanted = config.build(method.Config, "esc50", {"rank": 3, **({"preset": preset} if preset else {})}, owner="pace")
     add_run(folder, "pace", settings=wanted.as_dict(), variant=wanted.variant, mini=True, device="cuda:0 (H100)")
-    words = shlex.split(" ".join(model.command(only_board(folder).entries[0].runs[0])))
+    words = shlex.split(" ".join(command(only_board(folder).entries[0].runs[0])))
     assert words[:2] == ["audiocl", "run"]
     options = list(zip(words[2::2], words[3::2], strict=True))
     told = dict(options)
@@ -714,8 +716,8 @@ def test_hostile_names_stay_text(folder: ResultsDir, tmp_path: Path, text: str) 
     shown = "".join(page.text for page in found)
     assert text.replace("\u0000", "\ufffd") in shown or text in shown
     # A shell reads the command's hostile words as they were.
-    run = model.read_run(model.find_runs([folder])[-1], "x")
-    assert f"{text}={text}" in shlex.split(" ".join(model.command(run)))
+    run = read_run(find_runs([folder])[-1], "x")
+    assert f"{text}={text}" in shlex.split(" ".join(command(run)))
 
 
 def test_numbers_that_are_none_do_not_break_a_page(folder: ResultsDir, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """The leaderboard: a static site made from stored results alone, readable from a disk without any network.
 
-`model` turns results into plain data, `svg` draws, `site` writes the pages, `serve` shows them on this machine.
+`found`, `entries`, `statistics`, `boards` and `duels` turn results into plain data, in this order; `repeat` names the
+command that repeats a run. `svg` draws, `site` writes the pages, `serve` shows them on this machine.
 """

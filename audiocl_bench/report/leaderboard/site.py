@@ -33,8 +33,14 @@ from audiocl_bench.errors import ResultsError
 from audiocl_bench.files import explain_os_error
 from audiocl_bench.metrics import Summary
 from audiocl_bench.report import tables
-from audiocl_bench.report.leaderboard import model, svg
-from audiocl_bench.report.leaderboard.model import Board, Duel, Entry, Found, Line, Pair, Run
+from audiocl_bench.report.leaderboard import boards, duels, svg
+from audiocl_bench.report.leaderboard.boards import MOST_COMPARED, Board, BoardKey
+from audiocl_bench.report.leaderboard.duels import Duel, Line
+from audiocl_bench.report.leaderboard.entries import Entry
+from audiocl_bench.report.leaderboard.found import Found, Run, find_runs, mapping
+from audiocl_bench.report.leaderboard.naming import setting_text
+from audiocl_bench.report.leaderboard.repeat import command
+from audiocl_bench.report.leaderboard.statistics import ALPHA, Pair
 from audiocl_bench.results import SCHEMAS, ResultsDir
 
 MARK = "leaderboard.json"
@@ -108,7 +114,7 @@ def build(results: Sequence[ResultsDir], out: Path) -> Built:
     Raises:
         ResultsError: there are no runs, a file is damaged or cannot be scored, or `out` cannot be (over)written.
     """
-    found = model.find_runs(results)
+    found = find_runs(results)
     if not found:
         places = ", ".join(str(directory.path) for directory in results) or "no directory"
         raise ResultsError(f"there are no runs in {places}: run a benchmark first, or point --results elsewhere.")
@@ -168,8 +174,8 @@ class _Site:
         """Write all files, board by board, so that no more than one board is held in memory."""
         self.folder.mkdir()
         cards, data, entries, aside = [], [], 0, 0
-        for key, runs in model.boards(found).items():
-            board = model.read_board(key, runs)
+        for key, runs in boards.boards(found).items():
+            board = boards.read_board(key, runs)
             self._board(board)
             cards.append(_card(board))
             data.append(_as_data(board))
@@ -177,7 +183,7 @@ class _Site:
             aside += len(board.set_aside)
         sections = _sections(cards)
         self._page("index.html", "index.html", root="", sections=sections, runs=len(found), boards=len(cards))
-        self._page("about.html", "about.html", root="", scores=SCORE_TEXTS, alpha=model.ALPHA)
+        self._page("about.html", "about.html", root="", scores=SCORE_TEXTS, alpha=ALPHA)
         self._text(MARK, _pretty_json({"audiocl_leaderboard": 1, "boards": data}))
         static = self.folder / "static"
         static.mkdir()
@@ -200,10 +206,10 @@ class _Site:
             curve_axis=svg.nice_range(curves, curves),
             compared=compared,
             described=describe(board.key.benchmark),
-            most_compared=model.MOST_COMPARED,
+            most_compared=MOST_COMPARED,
         )
         for pair in board.compared:
-            duel = model.duel(board, pair)
+            duel = duels.duel(board, pair)
             self._page(
                 "compare.html",
                 f"compare/{board.slug}/{pair_page(board, pair)}",
@@ -228,7 +234,7 @@ class _Site:
                 plot=_run_plot(run),
                 heat=_heat(run),
                 scores=SCORE_TEXTS,
-                command=_in_lines(model.command(run)),
+                command=_in_lines(command(run)),
                 block=svg.in_blocks(run.matrix)[1],
                 libraries=_versions(run),
                 notes=[(name.replace("_", " "), _plain(value)) for name, value in run.notes.items()],
@@ -274,7 +280,7 @@ def describe(benchmark: str) -> str:
 @dataclass(frozen=True, eq=False)
 class _Card:
     board_slug: str
-    key: model.BoardKey
+    key: BoardKey
     described: str
     num_sessions: int
     num_classes: int
@@ -357,7 +363,7 @@ def _in_lines(words: Sequence[str], width: int = 92) -> str:
 
 
 def _versions(run: Run) -> str:
-    versions = model.mapping(run.row, "library_versions")
+    versions = mapping(run.row, "library_versions")
     return ", ".join(f"{name} {_plain(version)}" for name, version in versions.items()) or _NONE
 
 
@@ -505,7 +511,7 @@ def _environment() -> jinja2.Environment:
         sortable=_sortable,
         plain=_plain,
         counted=_counted,
-        setting=model.setting_text,
+        setting=setting_text,
         amount=lambda value: _dashed(tables.count(value)),
         size=lambda value: _dashed(tables.megabytes(None if value is None else value / 1e6)),
         memory=lambda value: _dashed(tables.megabytes(value)),
