@@ -17,7 +17,15 @@ from audiocl_bench.errors import ConfigError, unknown_name
 C = TypeVar("C", bound="MethodConfig")
 
 
-def setting(default: Any, source: str, *, unit: str = "", low: float | None = None, high: float | None = None) -> Any:
+def setting(
+    default: Any,
+    source: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    later: bool = False,
+) -> Any:
     """Declare one hyperparameter of a `MethodConfig`.
 
     Args:
@@ -25,8 +33,11 @@ def setting(default: Any, source: str, *, unit: str = "", low: float | None = No
         source: where the default comes from (paper section, official code) or why it was chosen.
         unit: unit or meaning of the number.
         low, high: inclusive bounds, checked when the config is built.
+        later: the setting was added when results existed already, and its default is what they were made with. At its
+            default it is therefore no part of a run's identity (see `MethodConfig.as_dict`), and its default is final.
     """
-    return dataclasses.field(default=default, metadata={"source": source, "unit": unit, "low": low, "high": high})
+    metadata = {"source": source, "unit": unit, "low": low, "high": high, "later": later}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,14 @@ class MethodConfig:
         return "" if chosen == default else str(chosen)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all settings as plain values (tuples as lists), ready for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return the settings as plain values (tuples as lists), ready for JSON and for the identity of a run.
+
+        A setting that was added `later` is left out at its default: a run of then and a run of now are the same run.
+        """
+        fields = dataclasses.fields(self)
+        unchanged = {f.name for f in fields if f.metadata.get("later") and getattr(self, f.name) == f.default}
+        given = {name: value for name, value in dataclasses.asdict(self).items() if name not in unchanged}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 def build(cls: type[C], benchmark: str, overrides: Mapping[str, Any], *, owner: str) -> C:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 from audiocl_bench import seeding
 from audiocl_bench.config import MethodConfig, setting
 from audiocl_bench.errors import ConfigError, DataAccessError, MethodError
+from audiocl_bench.ledger import mark
+from audiocl_bench.readout import Readout, ReadoutConfig
 
 if TYPE_CHECKING:
     from audiocl_bench.backbones.base import Backbone
@@ -23,8 +26,10 @@ __all__ = [
     "Clips",
     "ClosedFormMethod",
     "Context",
+    "LazyClips",
     "Method",
     "MethodConfig",
+    "ReadoutConfig",
     "Session",
     "SilentReporter",
     "State",
@@ -44,8 +49,9 @@ class Clips:
 
     Attributes:
         mel: normalised log-mel [B, T, M], float32, on the run's device. No label, session or file name travels with it.
+            The batches of a run decode it when it is first looked at.
         index: positions [B] of training clips within their session, for caches of per-clip results; None at test.
-        query: what `Method.query` returned for these clips [B, D], where the runner keeps it; else None.
+        query: f_0(x) of these clips [B, D], where somebody gave it; else None (see `Method.queries`).
     """
 
     mel: Tensor
@@ -54,6 +60,48 @@ class Clips:
 
     def __len__(self) -> int:
         return int(self.mel.shape[0])
+
+    def stored(self, readout: Readout) -> Tensor | None:
+        """Return what the feature bank has of these clips [B, width], or None where there is no bank."""
+        del readout
+        return None
+
+
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class LazyClips(Clips):
+    """A batch whose log-mels are decoded when they are first looked at, and whose features may lie in the bank."""
+
+    def __init__(
+        self,
+        mel: Tensor | Callable[[], Tensor],
+        index: Tensor | None = None,
+        query: Tensor | None = None,
+        *,
+        count: int | None = None,
+        stored: Callable[[Readout], Tensor | None] | None = None,
+    ) -> None:
+        """Take the log-mels [B, T, M] or what loads them; `count` is B, where it is not to be had from `mel`."""
+        for name, value in (("index", index), ("query", query), ("_mel", mel), ("_count", count), ("_stored", stored)):
+            object.__setattr__(self, name, value)
+
+    @property  # type: ignore[misc]
+    def mel(self) -> Tensor:
+        """Normalised log-mel [B, T, M]; decoded now if nobody looked before."""
+        held: Tensor | Callable[[], Tensor] = vars(self)["_mel"]
+        if isinstance(held, Tensor):
+            return held
+        loaded = held()
+        object.__setattr__(self, "_mel", loaded)
+        return loaded
+
+    def __len__(self) -> int:
+        count: int | None = vars(self)["_count"]
+        return super().__len__() if count is None else count
+
+    def stored(self, readout: Readout) -> Tensor | None:
+        """Return features [B, width] out of the feature bank, which computes what is missing; None without one."""
+        find: Callable[[Readout], Tensor | None] | None = vars(self)["_stored"]
+        return None if find is None else find(readout)
 
 
 @dataclass(frozen=True)
@@ -150,8 +198,20 @@ class Session:
         device: torch.device,
         *,
         cache_bytes: int = 1 << 30,
+        stored: Callable[[np.ndarray, Readout], Tensor | None] | None = None,
+        numbers: np.ndarray | None = None,
     ) -> None:
-        """Open a session over `len(labels)` clips; `read(positions)` returns their normalised log-mel [B, T, M]."""
+        """Open a session over `len(labels)` clips.
+
+        Args:
+            index, classes, num_known: see the class.
+            labels: of every clip.
+            read: positions -> normalised log-mel [B, T, M].
+            device: where batches go.
+            cache_bytes: log-mels of the whole session are kept in memory if they take at most this.
+            stored: positions, readout -> features of the pretrained network [B, width], or None; the feature bank.
+            numbers: a number for every clip, unique within the run, so that repeated work on it can be counted.
+        """
         self.index = index
         self.classes = classes
         self.num_known = num_known
@@ -160,8 +220,11 @@ class Session:
         self._labels: Tensor | None = torch.from_numpy(np.asarray(labels, dtype=np.int64).copy())
         self._read: Callable[[np.ndarray], Tensor] | None = read
         self._device = device
+        self._stored = stored
+        self._numbers = numbers
         self._cache: Tensor | None = None
         self._cache_bytes = cache_bytes
+        self._on_close: list[Callable[[], None]] = []
         self.clips_handed_out = 0
 
     @property
@@ -182,7 +245,8 @@ class Session:
             drop_last: leave out a last, smaller batch.
 
         Yields:
-            (Clips with mel [B, T, M], labels int64 [B]), both on the run's device.
+            (Clips with mel [B, T, M], labels int64 [B]), both on the run's device. Clips count as handed out whether
+            or not their log-mels are looked at.
 
         Raises:
             DataAccessError: the session has been closed.
@@ -195,12 +259,24 @@ class Session:
             rows = order[start : start + batch_size]
             if drop_last and len(rows) < batch_size:
                 return
-            yield Clips(self._mel(rows), rows), self.labels[rows].to(self._device)
+            labels = self.labels[rows].to(self._device)
+            self.clips_handed_out += len(rows)
+            yield self.clips(rows), labels
+
+    def clips(self, rows: Tensor) -> Clips:
+        """Return the clips at these positions [B] as a batch, outside the ledger of clips handed out: for caches."""
+        return LazyClips(partial(self._mel, rows), rows, count=len(rows), stored=partial(self._features, rows))
+
+    def numbers(self, rows: Tensor) -> np.ndarray | None:
+        """Return the numbers by which the run counts work on the clips at these positions; None if it does not."""
+        return None if self._numbers is None else self._numbers[rows.numpy()]
 
     def _mel(self, rows: Tensor) -> Tensor:
+        return mark(self._decoded(rows), self.numbers(rows))
+
+    def _decoded(self, rows: Tensor) -> Tensor:
         if self._read is None:
             raise self._closed()
-        self.clips_handed_out += len(rows)
         if self._cache is None:
             first = self._read(rows.numpy())
             per_clip = first[0].numel() * first.element_size()
@@ -209,9 +285,20 @@ class Session:
             self._cache = self._read(np.arange(self.num_clips))
         return self._cache[rows].to(self._device)
 
+    def _features(self, rows: Tensor, readout: Readout) -> Tensor | None:
+        if self._read is None:
+            raise self._closed()
+        return None if self._stored is None else self._stored(rows.numpy(), readout)
+
+    def on_close(self, drop: Callable[[], None]) -> None:
+        """Have something dropped when the session closes."""
+        self._on_close.append(drop)
+
     def close(self) -> None:
         """Make the clips and labels unreachable; any later access raises `DataAccessError`."""
-        self._read = self._labels = self._cache = None
+        self._read = self._labels = self._cache = self._stored = None
+        while self._on_close:
+            self._on_close.pop()()
 
     def _closed(self) -> DataAccessError:
         return DataAccessError(
@@ -231,10 +318,9 @@ class Method(ABC):
         Config: the frozen dataclass of its settings.
         card: where it comes from and what it keeps, for the documentation; plugins may leave it out.
         takes_whole_stream: True only for joint training, which sees all sessions as one.
-        needs_queries: True where `encode` starts from features of the pretrained network (see `queries`): the runner
-            then takes them once per test clip and run, however often prompts change.
 
     Attributes:
+        readout: what `query` reads; a method with settings for it sets its own.
         leaks_across_batch: True for a deliberately leaky reproduction of published code; such runs are marked.
     """
 
@@ -243,7 +329,6 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     card: ClassVar[Card | None] = None
     takes_whole_stream: ClassVar[bool] = False
-    needs_queries: ClassVar[bool] = False
     leaks_across_batch: bool = False
 
     def __init__(self, config: Any, backbone: Backbone, context: Context) -> None:
@@ -253,6 +338,7 @@ class Method(ABC):
         self.context = context
         self.encoder_version = 0
         self.num_seen = 0
+        self.readout = Readout.of(backbone)
 
     @abstractmethod
     def learn(self, session: Session) -> None:
@@ -268,19 +354,23 @@ class Method(ABC):
 
     @torch.no_grad()
     def query(self, mel: Tensor) -> Tensor:
-        """Return features f_0(x) [B, D] of the network as it was pretrained, for normalised log-mels [B, T, M].
+        """Return `readout`'s features f_0(x) [B, D] of the network as it was pretrained, for log-mels [B, T, M].
 
-        A method that changes its backbone has to undo that here.
+        A method that changes its backbone has to undo that here. In a run, `queries` asks the feature bank instead,
+        unless a method overrides this with something else; the audits always come here.
         """
-        return self.backbone.features(mel)
+        return self.readout(self.backbone, mel)
 
     def queries(self, batch: Clips) -> Tensor:
-        """Return f_0(x) [B, D] of a batch: the kept ones where there are, else fresh ones."""
-        return self.query(batch.mel) if batch.query is None else batch.query
+        """Return f_0(x) [B, D] of a batch: given with it, or kept by the feature bank, else computed by `query`."""
+        if batch.query is not None:
+            return batch.query
+        stored = batch.stored(self.readout) if type(self).query is Method.query else None
+        return self.query(batch.mel) if stored is None else stored
 
     def session_queries(self, session: Session, batch_size: int = 64) -> Tensor:
-        """Encode a session once with the pretrained network: f_0(x) [N_t, D] in stored order (see `Clips.index`)."""
-        return torch.cat([self.query(clips.mel) for clips, _ in session.batches(batch_size)])
+        """Return f_0(x) [N_t, D] of a session's clips in stored order (see `Clips.index` and `queries`)."""
+        return torch.cat([self.queries(clips) for clips, _ in session.batches(batch_size)])
 
     @abstractmethod
     def state_dict(self) -> State:
@@ -319,6 +409,11 @@ class ClosedFormMethod(Method):
     @abstractmethod
     def reset_statistics(self) -> None:
         """Forget the head's statistics and keep the encoder."""
+
+    @torch.no_grad()
+    def read(self, batch: Clips) -> Tensor:
+        """Return `readout`'s features [B, D]: of the network as it is now, or f_0(x) while nothing was adapted."""
+        return self.queries(batch) if self.encoder_version == 0 else self.readout(self.backbone, batch.mel)
 
     @torch.no_grad()
     def session_features(self, session: Session, batch_size: int = 64) -> tuple[Tensor, Tensor]:

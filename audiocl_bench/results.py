@@ -6,9 +6,16 @@ A results directory holds three tables as folders with one file per run, so that
     pandas.read_parquet(DIR / "sessions")       one row per (run, session)
     pandas.read_parquet(DIR / "predictions")    one row per (run, after_session, test clip)
 
-Units: every accuracy-like column of `runs` and `sessions` is in percent; `*_seconds` in seconds; `*_passes` in clips
-that went through the whole encoder; `block_runs` in clips times encoder blocks; `peak_memory_mb` in 10**6 bytes;
-`kept_bytes` in bytes. JSON columns hold canonical JSON text. A score that a run does not have is null.
+Units: every accuracy-like column of `runs` and `sessions` is in percent; `*_seconds` in seconds; `peak_memory_mb` in
+10**6 bytes; `kept_bytes` in bytes. JSON columns hold canonical JSON text. A score that a run does not have is null.
+
+Work: `*_passes` are clips whose way through the encoder the method asked for. They count the same whether a pass was
+run, or its features lay in the feature bank, or its first blocks in memory, so that runs with and without kept features
+can be compared. The other columns are in clips times encoder blocks. `block_runs` were really run, for the feature bank
+on behalf of this run too; `blocks_needed` had to be: every clip once through blocks that do not train, every time
+through those that do (see `ledger`); `blocks_reused` lay in the bank from earlier runs and are in neither. Over a whole
+run, block_runs / blocks_needed says how much was run in vain (1 is best); a run that found all it needed has 0 of both.
+Sessions differ more, because the bank works ahead in chunks of clips. Null in results of before these were counted.
 
 Scores are computed from the predictions (`score`), never typed in: `ResultsDir.write` refuses a row that disagrees with
 its predictions and `ResultsDir.recompute` finds one that was changed later. `runs/<run_id>.parquet` is moved into place
@@ -41,8 +48,9 @@ from audiocl_bench import __version__, metrics
 from audiocl_bench.errors import ResultsError, UnknownNameError, unknown_name
 from audiocl_bench.files import atomic_path, canonical_json, sha256_json
 
-SCHEMA_VERSION = 2
-"""2 added `mini` and `variant` to the runs table."""
+SCHEMA_VERSION = 3
+"""2 added `mini` and `variant` to the runs table; 3 `first_session_epochs`, `audio_key`, and to runs and sessions
+`blocks_needed` and `blocks_reused`. In older results those of 3 are null."""
 
 _VERSION_KEY = b"audiocl_schema_version"
 _TABLE_KEY = b"audiocl_table"
@@ -109,6 +117,8 @@ RUNS_SCHEMA = pa.schema(
         _field("train_passes", pa.int64()),
         _field("eval_passes", pa.int64()),
         _field("block_runs", pa.int64()),
+        _field("blocks_needed", pa.int64(), nullable=True),
+        _field("blocks_reused", pa.int64(), nullable=True),
         _field("peak_memory_mb", pa.float64(), nullable=True),
         _field("trainable_parameters", pa.int64()),
         _field("kept_bytes", pa.int64()),
@@ -116,8 +126,10 @@ RUNS_SCHEMA = pa.schema(
         _field("schema_version", pa.int32()),
         _field("audiocl_version", pa.string()),
         _field("git_commit", pa.string(), nullable=True),
+        _field("first_session_epochs", pa.int32(), nullable=True),  # E_0 of the benchmark
         _field("split_hash", pa.string()),
         _field("index_hash", pa.string()),
+        _field("audio_key", pa.string(), nullable=True),  # of the prepared clips: their audio and front end
         _field("weights_hash", pa.string()),
         _field("front_end", pa.string()),
         _field("method_config", pa.string()),
@@ -148,6 +160,8 @@ SESSIONS_SCHEMA = pa.schema(
         _field("train_passes", pa.int64()),
         _field("eval_passes", pa.int64()),
         _field("block_runs", pa.int64()),
+        _field("blocks_needed", pa.int64(), nullable=True),
+        _field("blocks_reused", pa.int64(), nullable=True),
         _field("peak_memory_mb", pa.float64(), nullable=True),
         _field("trainable_parameters", pa.int64()),
         _field("kept_bytes", pa.int64()),
@@ -187,9 +201,11 @@ SCORES = (
 )
 _SESSION_SCORES = ("accuracy", "new_accuracy", "old_accuracy")
 _SESSION_TOTALS = ("train_seconds", "eval_seconds", "train_passes", "eval_passes", "block_runs")
+_OPTIONAL_TOTALS = ("blocks_needed", "blocks_reused")  # null where a session's is
 _DERIVED = (
     *SCORES,
     *_SESSION_TOTALS,
+    *_OPTIONAL_TOTALS,
     "comparable",
     "num_sessions",
     "num_classes",
@@ -199,7 +215,13 @@ _DERIVED = (
     "schema_version",
 )
 _JSON_COLUMNS = ("audit", "front_end", "method_config", "library_versions", "notes")
-_OPTIONAL_META: Mapping[str, Any] = {"fresh_final_accuracy": None, "git_commit": None, "notes": {}}
+_OPTIONAL_META: Mapping[str, Any] = {
+    "fresh_final_accuracy": None,
+    "git_commit": None,
+    "notes": {},
+    "first_session_epochs": None,
+    "audio_key": None,
+}
 
 #: What `build_run_row` wants to be told; every other column of the runs table is computed.
 META_COLUMNS = tuple(name for name in RUNS_SCHEMA.names if name not in _DERIVED)
@@ -272,7 +294,8 @@ def build_run_row(meta: Mapping[str, Any], sessions: pd.DataFrame, predictions: 
 
     Args:
         meta: the columns `META_COLUMNS`. JSON columns may be given as values or as JSON text. May be left out:
-            fresh_final_accuracy, git_commit, notes, and config_hash (default: hash of method and method_config).
+            fresh_final_accuracy, git_commit, notes, first_session_epochs, audio_key, and config_hash (default: hash of
+            method and method_config).
         sessions: one row per session with its costs and classes.
         predictions: the prediction table.
 
@@ -302,12 +325,17 @@ def build_result(meta: Mapping[str, Any], sessions: pd.DataFrame, predictions: p
     Args:
         meta: as for `build_run_row`.
         sessions: one row per session: the columns of `SESSIONS_SCHEMA` except run_id and the three accuracies, which
-            are computed here. `diagnostics` may hold values or JSON text.
+            are computed here. `diagnostics` may hold values or JSON text. blocks_needed and blocks_reused may be left
+            out where they were not counted.
         predictions: the columns after_session, clip_id, session, label, predicted.
     """
     _check_sessions(sessions, ("diagnostics",))
     scored = sessions.drop(columns=[name for name in _SESSION_SCORES if name in sessions.columns])
     scored = scored.merge(session_scores(predictions), on="session", how="left", validate="one_to_one")
+    for name in _OPTIONAL_TOTALS:
+        # Whole numbers or null: pandas would make floats of whole numbers beside a null.
+        values = scored[name].tolist() if name in scored.columns else [None] * len(scored)
+        scored[name] = pd.array([pd.NA if pd.isna(value) else int(value) for value in values], dtype="Int64")
     scored["diagnostics"] = [_json_text(value, "diagnostics") for value in scored["diagnostics"]]
     row = build_run_row(meta, scored, predictions)
     scored["run_id"] = row["run_id"]
@@ -330,6 +358,7 @@ def _derived(row: Mapping[str, Any], sessions: pd.DataFrame, predictions: pd.Dat
     peak = pd.to_numeric(ordered["peak_memory_mb"]).max()
     return {
         **{name: np.asarray(ordered[name]).sum().item() for name in _SESSION_TOTALS},
+        **{name: _total(ordered[name]) if name in ordered.columns else None for name in _OPTIONAL_TOTALS},
         "comparable": not (row["own_data"] or row["mini"] or row["stand_in"]),
         "num_sessions": int(predictions["after_session"].max()) + 1,
         "num_classes": len({name for classes in ordered["classes"] for name in classes}),
@@ -337,6 +366,10 @@ def _derived(row: Mapping[str, Any], sessions: pd.DataFrame, predictions: pd.Dat
         "trainable_parameters": int(ordered["trainable_parameters"].max()),
         "kept_bytes": int(ordered["kept_bytes"].iloc[-1]),
     }
+
+
+def _total(values: pd.Series) -> int | None:
+    return None if values.isna().any() else int(values.sum())
 
 
 def _check_sessions(sessions: pd.DataFrame, more: Iterable[str] = ()) -> None:
@@ -495,6 +528,21 @@ def method_source(run: Mapping[Any, Any] | pd.Series) -> str:
     return str(notes.get("method_source_sha256", "")) if isinstance(notes, dict) else ""
 
 
+def own_origin(run: Mapping[Any, Any] | pd.Series) -> str:
+    """Return what tells runs on own or synthetic data apart that look alike: audio and E_0; "" where nothing does.
+
+    Frozen data has neither: its index hash says it all, and another encoding of the same audio is the same data.
+    Results of before schema 3 do not say.
+
+    Args:
+        run: a row of the runs table.
+    """
+    audio, epochs = run.get("audio_key"), run.get("first_session_epochs")
+    if not (run["own_data"] or run["mini"]) or pd.isna(audio) or pd.isna(epochs):
+        return ""
+    return f"audio {str(audio)[:12]}, E_0 = {int(epochs)}"
+
+
 def result_dirs(root: str | os.PathLike[str]) -> tuple[ResultsDir, ...]:
     """Return the results directories at `root`: itself if it holds runs, else every folder directly below that does.
 
@@ -533,16 +581,36 @@ def read_table(path: Path, table: str) -> pa.Table:
     return content
 
 
+_ADDED: Mapping[str, tuple[tuple[int, str, Any], ...]] = {
+    "runs": (
+        (2, "mini", False),
+        (2, "variant", ""),
+        (3, "blocks_needed", None),
+        (3, "blocks_reused", None),
+        (3, "first_session_epochs", None),
+        (3, "audio_key", None),
+    ),
+    "sessions": ((3, "blocks_needed", None), (3, "blocks_reused", None)),
+}
+"""Columns that a schema added, with what is read in older tables: in the order of the table's columns."""
+
+
 def _upgraded(content: pa.Table, table: str, version: int) -> pa.Table:
-    """Bring a table of an older schema up to date: before schema 2 there were no miniatures and no variants."""
-    if table != "runs" or version >= 2:
+    """Bring a table of an older schema up to date, see `SCHEMA_VERSION`."""
+    if version >= SCHEMA_VERSION:
         return content
-    for name, value in (("mini", False), ("variant", "")):
-        at, field = RUNS_SCHEMA.get_field_index(name), RUNS_SCHEMA.field(name)
-        content = content.add_column(at, field, pa.array([value] * len(content), field.type))
-    newer = pa.array([SCHEMA_VERSION] * len(content), pa.int32())
-    at = RUNS_SCHEMA.get_field_index("schema_version")
-    return content.set_column(at, RUNS_SCHEMA.field("schema_version"), newer)
+    schema = SCHEMAS[table]
+    for since, name, value in _ADDED.get(table, ()):
+        if version < since and name not in content.column_names:
+            at, field = schema.get_field_index(name), schema.field(name)
+            content = content.add_column(
+                min(at, content.num_columns), field, pa.array([value] * len(content), field.type)
+            )
+    if table == "runs" and "schema_version" in content.column_names:
+        at = content.column_names.index("schema_version")
+        newer = pa.array([SCHEMA_VERSION] * len(content), pa.int32())
+        content = content.set_column(at, schema.field("schema_version"), newer)
+    return content
 
 
 def _check_version(path: Path, table: str, metadata: Mapping[bytes, bytes]) -> None:

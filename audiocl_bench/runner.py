@@ -22,15 +22,17 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from audiocl_bench import audit, files, seeding
-from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.backbones.base import Backbone, PassCounter
+from audiocl_bench.bank import RunFeatures
 from audiocl_bench.benchmarks import Benchmark
 from audiocl_bench.config import MethodConfig
 from audiocl_bench.errors import MethodError, ResultsError
+from audiocl_bench.ledger import mark
 from audiocl_bench.memory import PeakMemory
 from audiocl_bench.method import (
-    Clips,
     ClosedFormMethod,
     Context,
+    LazyClips,
     Method,
     Session,
     State,
@@ -243,7 +245,7 @@ class _Progress:
     costs: list[dict[str, Any]] = field(default_factory=list)
     features: dict[int, Tensor] = field(default_factory=dict)  # test features by session, for `features_version`
     features_version: int = -1
-    queries: dict[int, Tensor] = field(default_factory=dict)  # of test clips by session, for methods that need them
+    counted: list[dict[str, Any]] = field(default_factory=list)  # see `RunFeatures.state_dict`
 
 
 class _Run:
@@ -258,7 +260,11 @@ class _Run:
         self.progress = _Progress(started_at=_now())
         self._shuffled: dict[int, np.ndarray] = {}
         self._saved_at, self._save_seconds = -math.inf, 0.0
+        self._places = material.store.rows(self.stream.clip_ids)
         self.method = self._build()
+        self._features = RunFeatures(
+            material.store, material.backbone, plan.device, lambda: self.method.backbone.passes, monitor.message
+        )
 
     # ---- the life of a run ------------------------------------------------------------------------------------------
 
@@ -329,7 +335,8 @@ class _Run:
         """Learn session t, test all sessions so far, write the checkpoint."""
         method, passes = self.method, self.method.backbone.passes
         memory = PeakMemory(self.plan.device)
-        begun, clips, blocks = time.perf_counter(), passes.clips, passes.block_runs
+        before = _work(passes)
+        begun, clips = time.perf_counter(), passes.clips
         session = self._learn(t)
         train_seconds, train_clips = time.perf_counter() - begun, passes.clips - clips
 
@@ -347,7 +354,7 @@ class _Run:
                 "eval_seconds": time.perf_counter() - begun,
                 "train_passes": train_clips,
                 "eval_passes": passes.clips - clips,
-                "block_runs": passes.block_runs - blocks,
+                **{name: now - before[name] for name, now in _work(passes).items()},
                 "peak_memory_mb": memory.peak_mb(),
                 "trainable_parameters": self.reporter.most_trainable,
                 "kept_bytes": kept_bytes(state),
@@ -367,14 +374,30 @@ class _Run:
         sessions = range(stream.num_sessions) if self.whole else [t]
         rows = np.concatenate([stream.rows(i, "train") for i in sessions])
         classes = tuple(label for i in sessions for label in stream.session_classes(i))
+        places = self._places[rows]
         return Session(
-            0 if self.whole else t, classes, min(classes), stream.labels[rows], self._reader(rows), self.plan.device
+            0 if self.whole else t,
+            classes,
+            min(classes),
+            stream.labels[rows],
+            self._reader(rows),
+            self.plan.device,
+            stored=lambda positions, readout: self._features.read(readout, places[positions]),
+            numbers=places,
         )
 
     def _reader(self, rows: np.ndarray) -> Callable[[np.ndarray], Tensor]:
-        store, front_end = self.material.store, self.material.backbone.front_end
-        places = store.rows([self.stream.clip_ids[row] for row in rows])
+        store, front_end, places = self.material.store, self.material.backbone.front_end, self._places[rows]
         return lambda positions: front_end.normalise(store.batch(places[positions]))
+
+    def _clips(self, rows: np.ndarray) -> LazyClips:
+        """Return test clips as a method gets them: decoded, or looked up in the feature bank, when it asks."""
+        read, places = self._reader(rows), self._places[rows]
+        return LazyClips(
+            lambda: mark(read(np.arange(len(rows))).to(self.plan.device), places),
+            count=len(rows),
+            stored=lambda readout: self._features.read(readout, places),
+        )
 
     def _test_rows(self, i: int) -> np.ndarray:
         """Test clips of session i, in an order that tells nothing of their class."""
@@ -392,12 +415,8 @@ class _Run:
         for i in range(t + 1):
             if i not in progress.features:
                 rows = self._test_rows(i)
-                read = self._reader(rows)
-                batches = np.array_split(np.arange(len(rows)), range(EVAL_BATCH, len(rows), EVAL_BATCH))
-                encoded = [self._encode(i, batch, read(batch).to(self.plan.device)) for batch in batches]
-                progress.features[i] = torch.cat([features for features, _ in encoded]).cpu()
-                if method.needs_queries:
-                    progress.queries[i] = torch.cat([query for _, query in encoded if query is not None]).cpu()
+                batches = np.array_split(rows, range(EVAL_BATCH, len(rows), EVAL_BATCH))
+                progress.features[i] = torch.cat([method.encode(self._clips(batch)) for batch in batches]).cpu()
                 if (found := len(progress.features[i])) != len(rows):
                     raise MethodError(
                         f"method {self.plan.method.name}: encode gave {found} features for the {len(rows)} test clips "
@@ -406,14 +425,6 @@ class _Run:
         # All sessions at once: TIMIT has 315 of them with a handful of clips each.
         features = torch.cat([progress.features[i] for i in range(t + 1)])
         return torch.cat([self._classified(part, t) for part in features.split(CLASSIFY_BATCH)])
-
-    def _encode(self, i: int, rows: np.ndarray, mel: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode test clips of session i, with their queries where the method wants them: (features, queries)."""
-        query = None
-        if self.method.needs_queries:
-            kept = self.progress.queries.get(i)
-            query = self.method.query(mel) if kept is None else kept[rows].to(mel.device)
-        return self.method.encode(Clips(mel, query=query)), query
 
     def _classified(self, features: Tensor, t: int) -> Tensor:
         """Return the predicted labels, int32; refuse what is no prediction now, not after the last session."""
@@ -461,13 +472,8 @@ class _Run:
         progress = self.progress
         # Many small tensors are slow to store: 315 sessions of TIMIT have four test clips each.
         features = [progress.features[i] for i in range(len(progress.features))]
-        queries = [progress.queries[i] for i in range(len(progress.queries))]
-        packed = {
-            **vars(progress),
-            "predicted": _pack(progress.predicted),
-            "features": _pack(features),
-            "queries": _pack(queries),
-        }
+        progress.counted = self._features.state_dict()
+        packed = {**vars(progress), "predicted": _pack(progress.predicted), "features": _pack(features)}
         content = {"progress": packed, "state": state}
         # Into a Python file, because closing it says OSError on a full disk; torch alone says RuntimeError.
         with files.atomic_path(self.checkpoint, error=ResultsError) as temporary, temporary.open("wb") as stream:
@@ -483,11 +489,12 @@ class _Run:
                 if damaged := archive.testzip():
                     raise ValueError(f"{damaged} is damaged")
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            content["progress"].pop("queries", None)  # kept by earlier versions
             progress = _Progress(**content["progress"])
             progress.predicted = _unpack(content["progress"]["predicted"])
             progress.features = dict(enumerate(_unpack(content["progress"]["features"])))
-            progress.queries = dict(enumerate(_unpack(content["progress"]["queries"])))
             self.method.load_state_dict(content["state"])
+            self._features.load_state_dict(progress.counted)
         except Exception as cause:
             self.monitor.message(f"{self.checkpoint} is unreadable ({type(cause).__name__}): starting again.")
             self.method = self._build()
@@ -560,8 +567,10 @@ class _Run:
             "stand_in": backbone.stand_in,
             "audit_passed": passed,
             "audit": checks,
+            "first_session_epochs": material.benchmark.first_session_epochs,
             "split_hash": stream.hash,
             "index_hash": material.index_hash,
+            "audio_key": material.store.key,
             "weights_hash": backbone.weights_hash,
             "front_end": backbone.front_end.describe(),
             "method_config": plan.config.as_dict(),
@@ -595,6 +604,11 @@ class _Run:
                 )
             )
         return pd.concat(parts, ignore_index=True)
+
+
+def _work(passes: PassCounter) -> dict[str, int]:
+    """Return the columns of the results that count blocks x clips."""
+    return {"block_runs": passes.block_runs, "blocks_needed": passes.needed, "blocks_reused": passes.reused}
 
 
 def _pack(parts: list[Tensor]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Make the runs behind docs/findings.md, or print their table.
 
     python benchmarks/example_streams.py commands     the audiocl commands, one a line, cheapest evidence first
+    python benchmarks/example_streams.py ablations    the same for the parts of Strata
     python benchmarks/example_streams.py table        the Markdown table of the runs in --results
 
 Rows are told apart by their settings, so a table can be made of any results directory that holds such runs.
@@ -10,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from audiocl_bench import metrics
+from audiocl_bench import config, metrics, registry
 from audiocl_bench.results import ResultsDir
 
 STREAMS = ("arabic_speakers", "arabic_keywords", "esc50_fold4")
@@ -41,13 +42,34 @@ VARIANTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("lora-drs", "lora-drs", ()),
     ("finetune", "finetune", ("epochs=2",)),
     ("joint", "joint", ()),
+    ("layup", "layup", ()),
+    ("strata", "strata", ()),
 )
+ABLATIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("strata, last layer", "strata", ("layers=last",)),
+    ("strata, layers 1 to 4", "strata", ("layers=1,2,3,4",)),
+    ("strata, mean only", "strata", ("pool=mean",)),
+    ("strata, std only", "strata", ("pool=std",)),
+    ("strata, one common scale", "strata", ("standardise=none",)),
+    ("strata, first session's scale", "strata", ("standardise=first",)),
+    ("strata, fixed strength 1e-4", "strata", ("strength=0.0001",)),
+    ("strata, fixed strength 1", "strata", ("strength=1.0",)),
+    ("strata, rank 512", "strata", ("rank=512",)),
+    ("strata, 2048 random features", "strata", ("width=2048",)),
+    ("strata, 8192 random features", "strata", ("width=8192",)),
+    ("layup, accumulated search", "layup", ("search=accumulated",)),
+    ("ncm, all layers, mean+std", "ncm", ("layers=all", "pool=mean+std")),
+    ("ranpac, frozen, all layers, mean+std", "ranpac", ("fsa=false", "layers=all", "pool=mean+std")),
+    ("acil, all layers, mean+std", "acil", ("layers=all", "pool=mean+std")),
+)
+"""What each part of Strata is worth, and what other heads make of its readout (docs/strata.md)."""
+ROWS = (*VARIANTS, *ABLATIONS)
 
 
-def commands(backbone: str, orders: str) -> Iterator[str]:
-    """Yield one command per stream and variant."""
+def commands(rows: Iterable[tuple[str, str, tuple[str, ...]]], backbone: str, orders: str) -> Iterator[str]:
+    """Yield one command per stream and row."""
     for stream in STREAMS:
-        for _, method, settings in VARIANTS:
+        for _, method, settings in rows:
             extra = ESC_LIKE_THE_BENCHMARK.get(stream, ()) if method == "pace" else ()
             if extra and any(setting.startswith(("msa", "projection")) for setting in settings):
                 continue  # only one session adapts there, so nothing changes
@@ -57,18 +79,23 @@ def commands(backbone: str, orders: str) -> Iterator[str]:
 
 
 def variant(run: dict[str, Any]) -> str | None:
-    """Return the row a run belongs to, or None."""
-    config = json.loads(run["method_config"])
-    found = None
-    for name, method, settings in VARIANTS:
-        pairs = [setting.partition("=")[::2] for setting in settings]
-        if (method, "") == (run["method"], run["variant"]) and all(str(config[k]).lower() == v for k, v in pairs):
-            others = {key for n, m, s in VARIANTS if m == method for key in (x.partition("=")[0] for x in s)}
-            plain = others - {key for key, _ in pairs}
-            default = {"fsa": True, "msa": True, "regulariser": "both", "projection": "onto", "search": "session"}
-            if all(config[key] == default.get(key, config[key]) for key in plain):
-                found = name
-    return found
+    """Return the row a run belongs to, by the settings that differ from its method's own; None for no row."""
+    stored = json.loads(run["method_config"])
+    method = registry.load(run["method"])
+    own = config.build(method.Config, run["benchmark"], {}, owner=method.name)
+    changed = {name for name, value in stored.items() if _plain(getattr(own, name, None)) != value}
+    changed -= {extra.removeprefix("pace.").partition("=")[0] for extra in ESC_LIKE_THE_BENCHMARK["esc50_fold4"]}
+    for name, wanted, settings in ROWS:
+        pairs = dict(setting.split("=") for setting in settings)
+        same = (wanted, "") == (run["method"], run["variant"]) and changed == set(pairs)
+        if same and all(str(stored[key]).lower() == value for key, value in pairs.items()):
+            return name
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def table(results: ResultsDir) -> str:
@@ -78,7 +105,7 @@ def table(results: ResultsDir) -> str:
     rows = []
     for stream, block in runs.dropna(subset="variant").groupby("benchmark", sort=True):
         joint = block[block["variant"] == "joint"]["final_accuracy"].mean()
-        for name, _, _ in VARIANTS:
+        for name, _, _ in ROWS:
             part = block[block["variant"] == name]
             if part.empty:
                 continue
@@ -113,13 +140,14 @@ def _interval(values: pd.Series) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("commands", "table"))
+    parser.add_argument("what", choices=("commands", "ablations", "table"))
     parser.add_argument("--results", type=Path, default=Path("results/examples"))
     parser.add_argument("--backbone", default="../shared/weights/whisper-tiny.en-encoder")
     parser.add_argument("--orders", default="0-2")
     arguments = parser.parse_args()
-    if arguments.what == "commands":
-        print("\n".join(commands(arguments.backbone, arguments.orders)))
+    if arguments.what != "table":
+        rows = VARIANTS if arguments.what == "commands" else ABLATIONS
+        print("\n".join(commands(rows, arguments.backbone, arguments.orders)))
     else:
         print(table(ResultsDir(arguments.results)))
 

@@ -96,7 +96,6 @@ class CODAPrompt(Method):
         ),
     )
     config: CODAPromptConfig
-    needs_queries = True
 
     def __init__(self, config: CODAPromptConfig, backbone: Backbone, context: Context) -> None:
         super().__init__(config, backbone, context)

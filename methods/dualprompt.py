@@ -105,7 +105,6 @@ class DualPrompt(Method):
             "Blocks that a shallow network lacks are left out.",
         ),
     )
-    needs_queries = True
     config: DualPromptConfig
 
     def __init__(self, config: DualPromptConfig, backbone: Backbone, context: Context) -> None:

@@ -171,7 +171,6 @@ class HiDePrompt(Method):
         ),
     )
     config: HiDePromptConfig
-    needs_queries = True
 
     def __init__(self, config: HiDePromptConfig, backbone: Backbone, context: Context) -> None:
         super().__init__(config, backbone, context)

@@ -108,7 +108,6 @@ class L2P(Method):
             "Only classes seen so far are scored; the PyTorch port lets untrained ones compete.",
         ),
     )
-    needs_queries = True
     config: L2PConfig
 
     def __init__(self, config: L2PConfig, backbone: Backbone, context: Context) -> None:

@@ -10,11 +10,22 @@ from torch import Tensor
 
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.heads import NCMHead
-from audiocl_bench.method import Card, Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
+from audiocl_bench.method import (
+    Card,
+    Clips,
+    ClosedFormMethod,
+    Context,
+    ReadoutConfig,
+    Session,
+    State,
+    register,
+    setting,
+)
+from audiocl_bench.readout import Readout
 
 
 @dataclass(frozen=True)
-class NCMConfig(MethodConfig):
+class NCMConfig(ReadoutConfig):
     """Settings of nearest class mean."""
 
     metric: Literal["cosine", "euclidean"] = setting("cosine", "SimpleCIL: cosine to the raw class mean")
@@ -34,7 +45,8 @@ class NCM(ClosedFormMethod):
 
     def __init__(self, config: NCMConfig, backbone: Backbone, context: Context) -> None:
         super().__init__(config, backbone, context)
-        self.head = NCMHead(backbone.dim, metric=config.metric)
+        self.readout = Readout.of(backbone, config.layers, config.pool)
+        self.head = NCMHead(self.readout.width, metric=config.metric)
 
     def accumulate(self, session: Session) -> None:
         """p_c = mean of f(x) over class c's training clips."""
@@ -43,12 +55,12 @@ class NCM(ClosedFormMethod):
 
     def reset_statistics(self) -> None:
         """Forget all class means."""
-        self.head = NCMHead(self.backbone.dim, metric=self.config.metric)
+        self.head = NCMHead(self.readout.width, metric=self.config.metric)
 
     @torch.no_grad()
     def encode(self, batch: Clips) -> Tensor:
         """Return frozen pooled features [B, D]."""
-        return self.backbone.features(batch.mel)
+        return self.read(batch)
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:

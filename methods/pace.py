@@ -21,9 +21,21 @@ from audiocl_bench.audio import mask_time_frequency
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.errors import ConfigError
 from audiocl_bench.heads import RandomProjection, RidgeHead, choose_lambda
-from audiocl_bench.method import Card, Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
+from audiocl_bench.method import (
+    Card,
+    Clips,
+    ClosedFormMethod,
+    Context,
+    ReadoutConfig,
+    Session,
+    State,
+    register,
+    setting,
+)
 from audiocl_bench.peft.lora import SessionLoRA
 from audiocl_bench.peft.subspace import attention_covariances, leading_subspace, projector
+from audiocl_bench.prefix import FrozenPrefix
+from audiocl_bench.readout import Readout
 from audiocl_bench.similarity import linear_cka
 from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
 
@@ -32,7 +44,7 @@ _FIRST_SESSION_ONLY = {"msa": False, "freeze_blocks": 0, "regulariser": "none"}
 
 
 @dataclass(frozen=True)
-class PACEConfig(MethodConfig):
+class PACEConfig(ReadoutConfig):
     """Settings of PACE. "stated" means the paper states it; the rest are choices, with their reason."""
 
     preset: str = setting("paper", "the method as the paper has it; the others are rows of its Tables 1, 3 and 4")
@@ -146,7 +158,8 @@ class PACE(ClosedFormMethod):
         self.first_block = 0  # L_tune: blocks before it stay as pretrained
         self.clips_adapted = 0
         self.stopped = not config.fsa
-        self.random = RandomProjection.draw(backbone.dim, config.width, scaling=config.scaling, seed=context.seed)
+        self.readout = Readout.of(backbone, config.layers, config.pool)
+        self.random = RandomProjection.draw(self.readout.width, config.width, scaling=config.scaling, seed=context.seed)
         self.ridge = RidgeHead(self.random.out_width)
 
     # ---- Adaptation: stages 1 and 2 ---------------------------------------------------------------------------------
@@ -207,17 +220,29 @@ class PACE(ClosedFormMethod):
         assert self.lora is not None
         config, t = self.config, session.index
         head = self._head(session, t)
-
-        def cross_entropy(clips: Clips, y: Tensor) -> Tensor:
-            return F.cross_entropy(head(self.backbone.features(clips.mel)), local_labels(y, session.classes))
+        prefix = FrozenPrefix(self.backbone, session, stop=self.first_block)  # blocks before L_tune: once per clip
+        self.lora.freeze()
 
         # B. Warm the head up on the frozen backbone.
+        before = torch.empty(0)  # z of the previous backbone [N_t, D], once per clip
+        if (config.head != "naive" and config.head_epochs > 0) or self._regularises(session):
+            before = self._frozen_features(session, prefix)
         if config.head != "naive" and config.head_epochs > 0:
-            self.lora.freeze()
-            warm_up = [Group(tuple(head.parameters()), config.lr_head)]
-            fit(session, warm_up, cross_entropy, self._recipe(config.head_epochs), self.context, stage="head")
+            fit(
+                session,
+                [Group(tuple(head.parameters()), config.lr_head)],
+                lambda clips, y: F.cross_entropy(head(before[clips.index]), local_labels(y, session.classes)),
+                self._recipe(config.head_epochs),
+                self.context,
+                stage="head",
+            )
 
-        loss = self._with_regulariser(cross_entropy, head, session) if self._regularises(session) else cross_entropy
+        def cross_entropy(clips: Clips, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(prefix.features(clips)), local_labels(y, session.classes))
+
+        loss: Callable[[Clips, Tensor], Tensor] = cross_entropy
+        if self._regularises(session):
+            loss = self._with_regulariser(cross_entropy, head, session, prefix, before)
         P = self._projectors(session)  # seen by the model before this session's pair exists
 
         # C. Train W_t = W_0 + sum_{tau<t} B_tau A_tau + B_t A_t with the head frozen.
@@ -260,11 +285,16 @@ class PACE(ClosedFormMethod):
         return self.config.regulariser_weight > 0 and (when == "both" or (when == "later" and session.index > 0))
 
     def _with_regulariser(
-        self, cross_entropy: Callable[[Clips, Tensor], Tensor], head: nn.Linear, session: Session
+        self,
+        cross_entropy: Callable[[Clips, Tensor], Tensor],
+        head: nn.Linear,
+        session: Session,
+        prefix: FrozenPrefix,
+        before: Tensor,
     ) -> Callable[[Clips, Tensor], Tensor]:
-        """Return the loss CE + weight * mean_i L_reg(i)."""
+        """Return the loss CE + weight * mean_i L_reg(i); `before` are features of the previous backbone [N_t, D]."""
         config = self.config
-        means, boundary, owner = self._boundary(head, session)
+        means, boundary, owner = self._boundary(head, session, before)
         generator = self.context.generator("masked copies", session.index)
 
         def loss(clips: Clips, y: Tensor) -> Tensor:
@@ -273,7 +303,7 @@ class PACE(ClosedFormMethod):
             assert clips.index is not None
             count, local = len(clips), local_labels(y, session.classes)
             copies = [self._masked(clips.mel, generator) for _ in range(config.copies_per_step)]
-            raw = self.backbone.features(torch.cat([clips.mel, *copies]))
+            raw = prefix.features(clips, torch.cat(copies))
             z = F.normalize(raw, dim=-1).view(1 + config.copies_per_step, count, -1)  # S_i: the clip and its copies
             pull = (z - means[local]).square().sum(-1).mean(0)
             far = 2 - 2 * z[0] @ boundary.T  # squared distances of unit vectors
@@ -285,8 +315,13 @@ class PACE(ClosedFormMethod):
         return loss
 
     @torch.no_grad()
-    def _boundary(self, head: nn.Linear, session: Session) -> tuple[Tensor, Tensor, Tensor]:
+    def _boundary(self, head: nn.Linear, session: Session, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Find the boundary set B_t with the temporary model (previous backbone, and `temporary`).
+
+        Args:
+            head: the warmed-up head.
+            session: the open session.
+            before: features of the previous backbone [N_t, D].
 
         Returns:
             class means mu [C_t, D], boundary features b [n, D] (misclassified masked copies of boundary-prone clips),
@@ -295,10 +330,8 @@ class PACE(ClosedFormMethod):
         config, count = self.config, len(session.classes)
         generator = self.context.generator("boundary copies", session.index)
         sums = torch.zeros(count, self.backbone.dim, device=self.context.device)
-        for clips, y in session.batches(64):
-            z = F.normalize(self.backbone.features(clips.mel), dim=-1)
-            sums.index_add_(0, local_labels(y, session.classes), z)
-        means = F.normalize(sums, dim=-1)
+        own = local_labels(session.labels, session.classes).to(sums.device)
+        means = F.normalize(sums.index_add(0, own, F.normalize(before, dim=-1)), dim=-1)
         found, owners, perturbed, prone = [], [], 0, 0
         order = self.context.generator("boundary clips", session.index)
         for clips, y in session.batches(16, shuffle=order):
@@ -320,6 +353,12 @@ class PACE(ClosedFormMethod):
             owners.append(index.to(raw.device).repeat(config.copies)[keep])
         self.context.report.note("boundary_prone", prone)
         return means, torch.cat(found), torch.cat(owners)
+
+    def _frozen_features(self, session: Session, prefix: FrozenPrefix) -> Tensor:
+        """Return z [N_t, D] of the backbone as it is before this session's pair: f_0 until one was trained."""
+        if self.encoder_version == 0 and self.readout == Readout.of(self.backbone):
+            return self.session_queries(session)
+        return prefix.session_features()
 
     def _masked(self, mel: Tensor, generator: torch.Generator) -> Tensor:
         return mask_time_frequency(
@@ -370,8 +409,8 @@ class PACE(ClosedFormMethod):
 
     @torch.no_grad()
     def encode(self, batch: Clips) -> Tensor:
-        """Return pooled features z [B, D]."""
-        return self.backbone.features(batch.mel)
+        """Return what is read of the encoder, z [B, D]."""
+        return self.read(batch)
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:

@@ -16,13 +16,24 @@ from torch.nn import functional as F
 
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.heads import RandomProjection, RidgeHead, choose_lambda
-from audiocl_bench.method import Card, Clips, ClosedFormMethod, Context, MethodConfig, Session, State, register, setting
+from audiocl_bench.method import (
+    Card,
+    Clips,
+    ClosedFormMethod,
+    Context,
+    ReadoutConfig,
+    Session,
+    State,
+    register,
+    setting,
+)
 from audiocl_bench.peft.lora import SessionLoRA
+from audiocl_bench.readout import Readout
 from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
 
 
 @dataclass(frozen=True)
-class RanPACConfig(MethodConfig):
+class RanPACConfig(ReadoutConfig):
     """Settings of RanPAC; official defaults unless said otherwise."""
 
     preset: str = setting("official", "'no-fsa' is the row 'RanPAC w/o FSA' of the PACE paper's Table 2")
@@ -75,7 +86,8 @@ class RanPAC(ClosedFormMethod):
             rank=config.rank,
             scale=config.lora_scale,
         )
-        self.random = RandomProjection.draw(backbone.dim, config.width, scaling=config.scaling, seed=context.seed)
+        self.readout = Readout.of(backbone, config.layers, config.pool)
+        self.random = RandomProjection.draw(self.readout.width, config.width, scaling=config.scaling, seed=context.seed)
         self.head = RidgeHead(self.random.out_width)
 
     def adapt(self, session: Session) -> None:
@@ -119,8 +131,8 @@ class RanPAC(ClosedFormMethod):
 
     @torch.no_grad()
     def encode(self, batch: Clips) -> Tensor:
-        """Return pooled features f(x) [B, D]."""
-        return self.backbone.features(batch.mel)
+        """Return what is read of the encoder, f(x) [B, D]."""
+        return self.read(batch)
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:

@@ -162,6 +162,7 @@ class _Deadly(Log):
 def work(job: Job) -> None:
     """Make a run, and die where the job says. Called in a child process."""
     torch.set_num_threads(1)
+    os.environ["AUDIOCL_HOME"] = str(job.results.with_suffix(".home"))  # kept features are this folder's own
     material, plan = open_material(job.toml, job.home), plan_of(job.method, **job.settings)
     results = ResultsDir(job.results)
     checkpoint = results.path / "work" / runner.run_id(plan, material) / "checkpoint.pt"

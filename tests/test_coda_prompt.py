@@ -330,7 +330,6 @@ def test_queries_come_from_the_pretrained_network_once_per_clip() -> None:
     clips = 12
     assert method.backbone.passes.clips == 2 * (clips + 2 * clips + clips)  # queries, two epochs, training accuracy
     mel = probe(method)
-    assert method.needs_queries
     assert torch.equal(method.query(mel), network().features(mel))
     kept = method.encode(Clips(mel, query=method.query(mel)))
     assert torch.equal(kept, method.encode(Clips(mel)))

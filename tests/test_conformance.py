@@ -302,7 +302,17 @@ class HidesClips(Good):
 
     def learn(self, session: Session) -> None:
         super().learn(session)
-        self.buffer = {"all": [clips for clips, _ in session.batches(64)]}
+        self.buffer = {"all": [clips for clips, _ in session.batches(64) if clips.mel.isfinite().all()]}
+
+
+class HoldsUnseenBatches(Good):
+    """Keeps batches that it never looked at: they give nothing once their session is closed."""
+
+    name = "holds-unseen-batches"
+
+    def learn(self, session: Session) -> None:
+        super().learn(session)
+        self.buffer = [clips for clips, _ in session.batches(64)]
 
 
 class KeepsSession(Good):
@@ -629,9 +639,13 @@ def test_a_joint_method_gets_the_whole_stream() -> None:
 
 
 def test_a_query_that_changes_is_caught() -> None:
-    queried = type("Queried", (Trained,), {"__doc__": "Needs f_0.", "needs_queries": True})
-    report = check(queried, "backbone")
+    asks = {"__doc__": "Needs f_0.", "encode": lambda self, batch: self.queries(batch)}
+    report = check(type("Queried", (Trained,), asks), "backbone")
     assert "query no longer gives the features of the pretrained network" in report["backbone"].told
+
+
+def test_batches_nobody_looked_at_are_no_kept_clips() -> None:
+    assert check(HoldsUnseenBatches, "memory").passed
 
 
 def test_a_card_is_enough_of_a_description() -> None:

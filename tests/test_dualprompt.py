@@ -479,7 +479,9 @@ def test_a_run_takes_queries_once_and_prompted_passes_per_epoch_and_session(
     assert row["audit_passed"], row["audit"]
     assert sessions["train_passes"].tolist() == [TRAIN * (1 + 3)] * 3
     assert sessions["eval_passes"].tolist() == [TEST + TEST * (t + 1) for t in range(3)]
-    assert sessions["block_runs"].tolist() == [(TRAIN * 4 + TEST * (t + 2)) * material.backbone.depth for t in range(3)]
+    needed = [(TRAIN * 4 + TEST * (t + 2)) * material.backbone.depth for t in range(3)]
+    assert sessions["blocks_needed"].tolist() == needed
+    assert sessions["block_runs"].sum() == sum(needed), "f_0 of later sessions is computed with that of the first"
     notes = [json.loads(text) for text in sessions["diagnostics"]]
     names = {"train_loss", "train_accuracy", "own_key_share", "g_blocks", "e_blocks"}
     assert all(set(note) == names for note in notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -16,12 +17,15 @@ from audiocl_bench.errors import ConfigError, DataAccessError, MethodError
 from audiocl_bench.method import (
     Clips,
     Context,
+    LazyClips,
+    Method,
     Session,
     SilentReporter,
     StreamInfo,
     kept_bytes,
     require_storable,
 )
+from audiocl_bench.readout import Readout
 
 CPU = torch.device("cpu")
 MEL = torch.randn(11, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -113,8 +117,23 @@ def test_the_cache_limit_is_exact() -> None:
         reads: list[list[int]] = []
         opened = session(reads, cache_bytes=room)
         for _ in range(5):
-            list(opened.batches(11))
+            assert [len(clips.mel) for clips, _ in opened.batches(11)] == [11]
         assert len(reads) == (2 if cached else 5)
+
+
+def test_log_mels_are_decoded_when_they_are_looked_at_and_once() -> None:
+    reads: list[list[int]] = []
+    opened = session(reads, cache_bytes=0)
+    batches = [clips for clips, _ in opened.batches(4)]
+    assert reads == []
+    assert [len(clips) for clips in batches] == [4, 4, 3]
+    assert opened.clips_handed_out == 11
+    assert batches[1].mel is batches[1].mel
+    assert reads == [[4, 5, 6, 7]]
+    opened.close()
+    assert torch.equal(batches[1].mel, MEL[4:8]), "what was looked at is the batch's own"
+    with pytest.raises(DataAccessError, match="session 1 is closed"):
+        _ = batches[0].mel
 
 
 def test_what_a_method_does_to_a_batch_stays_in_that_batch() -> None:
@@ -166,6 +185,44 @@ def test_clips_carry_a_mel_positions_and_own_features_only() -> None:
     assert len(clips) == 11
     with pytest.raises(AttributeError):
         clips.label = 1  # type: ignore[attr-defined]
+    lazy = LazyClips(lambda: MEL, count=11)
+    with pytest.raises(AttributeError):
+        lazy.label = 1  # type: ignore[attr-defined]
+    again = dataclasses.replace(lazy, query=torch.zeros(11, 1))
+    assert again.mel is lazy.mel
+    assert (len(again), again.index) == (11, None)
+
+
+class Reads(Method):
+    """Has a `query` of its own kind, or the usual one."""
+
+    def __init__(self) -> None:
+        self.readout = Readout((1,), ("mean",), 4)
+
+    learn = encode = classify = state_dict = load_state_dict = None  # type: ignore[assignment]
+
+    def query(self, mel: torch.Tensor) -> torch.Tensor:
+        return mel.mean(1)
+
+
+def test_queries_come_from_where_they_are_cheapest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given with the batch, else the bank's, else computed; an own `query` is never replaced by the bank."""
+    asked: list[Readout] = []
+
+    def stored(readout: Readout) -> torch.Tensor:
+        asked.append(readout)
+        return torch.full((11, 4), 7.0)
+
+    method, given = Reads(), torch.zeros(11, 4)
+    assert method.queries(Clips(MEL, query=given)) is given
+    assert torch.equal(method.queries(Clips(MEL)), MEL.mean(1))
+    assert torch.equal(method.queries(LazyClips(lambda: MEL, count=11, stored=stored)), MEL.mean(1))
+    assert asked == []
+    monkeypatch.delattr(Reads, "query")
+    bare = LazyClips(lambda: pytest.fail("decoded"), count=11, stored=stored)
+    assert torch.equal(method.queries(bare), torch.full((11, 4), 7.0))
+    assert asked == [method.readout]
+    assert method.queries(LazyClips(MEL, query=given, stored=stored)) is given
 
 
 # ------------------------------------------------------------------------------------------------------------- context

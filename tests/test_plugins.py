@@ -100,7 +100,7 @@ class Mean(Backbone):
         self._check_input(x)
         return x
 
-    def _audio_tokens(self, tokens: Tensor) -> Tensor:
+    def audio_tokens(self, tokens: Tensor) -> Tensor:
         return tokens
 
 

@@ -1,19 +1,19 @@
-"""Queries: features of the pretrained network, taken once per test clip and run, and never trusted blindly."""
+"""Queries: features of the pretrained network, taken once per clip whoever asks, and never trusted blindly."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from learners import CPU, clips_of, network, reader, session
 from probes import Honest, Log, open_material, plan_of
 from torch import Tensor
 
-from audiocl_bench import runner
+from audiocl_bench import bank, runner
 from audiocl_bench.method import Clips, Context, Session, State, StreamInfo
 from audiocl_bench.results import ResultsDir
 from audiocl_bench.runner import Material, execute, run_id
@@ -22,39 +22,20 @@ TRAIN, TEST, SESSIONS = 12, 4, 3  # clips of every session of the tiny benchmark
 
 
 class Prompted(Honest):
-    """Its encoder changes with every session and starts from queries, as prompt methods do; nothing is trained.
-
-    Attributes:
-        asked: every clip a query was taken of, as bytes, in order.
-        given: whether a batch came with its queries.
-    """
+    """Its encoder changes with every session and starts from f_0, as prompt methods do; nothing is trained."""
 
     name = "prompted"
-    needs_queries = True
-    training = False
-    asked: ClassVar[list[bytes]] = []
-    given: ClassVar[list[bool]] = []
+
+    def __init__(self, config: Any, backbone: Any, context: Context) -> None:
+        super().__init__(config, backbone, context)
+        self.sums = torch.zeros(0, backbone.dim)
 
     def learn(self, session: Session) -> None:
-        self.training = True
         self.encoder_version += 1
         super().learn(session)
-        self.training = False
-
-    @torch.no_grad()
-    def query(self, mel: Tensor) -> Tensor:
-        if not self.training:
-            self.asked.extend(clip.numpy().tobytes() for clip in mel)
-        self.backbone.passes.clips += len(mel)
-        return mel.mean(1)
 
     def encode(self, batch: Clips) -> Tensor:
-        query = self.queries(batch)
-        if batch.query is not None:
-            assert torch.equal(batch.query, batch.mel.mean(1)), "the queries of other clips"
-        if not self.training:
-            self.given.append(batch.query is not None)
-        return query + 0.001 * self.encoder_version * batch.mel.std(1)
+        return self.queries(batch) * (1 + 0.001 * self.encoder_version)
 
     def state_dict(self) -> State:
         return {**super().state_dict(), "encoder_version": self.encoder_version}
@@ -64,11 +45,21 @@ class Prompted(Honest):
         self.encoder_version = state["encoder_version"]
 
 
-class Unprompted(Prompted):
-    """The same without the runner's help: it takes its queries anew every time."""
+class OwnQuery(Prompted):
+    """A plugin of earlier days: a query of its own kind, and the attribute that once asked the runner to keep it."""
 
-    name = "unprompted"
-    needs_queries = False
+    name = "own-query"
+    needs_queries = True
+    asked: ClassVar[list[int]] = []
+
+    def __init__(self, config: Any, backbone: Any, context: Context) -> None:
+        super().__init__(config, backbone, context)
+        self.sums = torch.zeros(0, backbone.front_end.n_mels)
+
+    @torch.no_grad()
+    def query(self, mel: Tensor) -> Tensor:
+        self.asked.append(len(mel))
+        return mel.mean(1)
 
 
 class FailsOnce(Prompted):
@@ -83,137 +74,173 @@ class FailsOnce(Prompted):
         super().learn(session)
 
 
-@pytest.fixture(autouse=True)
-def forget() -> None:
-    Prompted.asked.clear()
-    Prompted.given.clear()
+@pytest.fixture
+def decoded(tiny_material: Material, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of all batches of log-mels that are decoded."""
+    sizes: list[int] = []
+    real = tiny_material.store.batch
+
+    def batch(rows: Any) -> Tensor:
+        sizes.append(len(rows))
+        return real(rows)
+
+    monkeypatch.setattr(tiny_material.store, "batch", batch)
+    return sizes
 
 
 @pytest.fixture
 def no_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the audit, which asks on purpose without kept queries."""
+    """Leave out the audit, which encodes on purpose without the bank."""
     monkeypatch.setattr(runner._Run, "_audit", lambda self: (True, {"left_out": {"passed": True}}))
 
 
-def stored_clips(material: Material, sessions: range) -> list[bytes]:
-    stream, front_end = material.stream, material.backbone.front_end
-    rows = np.concatenate([stream.rows(i, "test") for i in sessions])
-    mel = front_end.normalise(material.store.batch(material.store.rows([stream.clip_ids[row] for row in rows])))
-    return sorted(clip.numpy().tobytes() for clip in mel)
-
-
-@pytest.mark.usefixtures("no_audit")
-@pytest.mark.parametrize("batch", [64, 3])
-def test_every_test_clip_is_asked_once_in_a_run(
-    batch: int, tiny_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three sessions, three encoders, one query a clip; in batches of three, a session's queries come in two parts."""
-    monkeypatch.setattr(runner, "EVAL_BATCH", batch)
-    results = ResultsDir(tmp_path / "results")
-    identity, _ = execute(plan_of(Prompted), tiny_material, results)
-    assert sorted(Prompted.asked) == stored_clips(tiny_material, range(SESSIONS))
-    assert all(Prompted.given)
-    assert len(Prompted.given) == 6 * math.ceil(TEST / batch)  # sessions 1 + 2 + 3 encoded
-    assert results.sessions(identity)["eval_passes"].tolist() == [TEST] * SESSIONS
-
-
-@pytest.mark.usefixtures("no_audit")
-def test_a_method_that_asks_itself_gets_none_and_pays_for_it(tiny_material: Material, tmp_path: Path) -> None:
-    results = ResultsDir(tmp_path / "results")
-    identity, _ = execute(plan_of(Unprompted), tiny_material, results)
-    assert not any(Prompted.given)
-    assert results.sessions(identity)["eval_passes"].tolist() == [TEST, 2 * TEST, 3 * TEST]
+def run(method: Any, material: Material, folder: Path, **settings: Any) -> tuple[dict[str, Any], Any, bytes]:
+    results = ResultsDir(folder)
+    identity, _ = execute(plan_of(method, **settings), material, results)
+    return results.run(identity), results.sessions(identity), results.file("predictions", identity).read_bytes()
 
 
 @pytest.mark.parametrize("batch", [64, 3])
-def test_kept_queries_change_no_result(
+def test_f0_of_every_clip_is_taken_once_in_a_run(
     batch: int, tiny_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Three sessions, three encoders: a method that asks in every encode is charged one pass a clip."""
     monkeypatch.setattr(runner, "EVAL_BATCH", batch)
-    predictions = []
-    for number, method in enumerate((Prompted, Unprompted)):
-        results = ResultsDir(tmp_path / str(number))
-        identity, _ = execute(plan_of(method), tiny_material, results)
-        assert results.run(identity)["audit_passed"]
-        predictions.append(results.predictions(identity).drop(columns="run_id"))
-    assert predictions[0].equals(predictions[1])
+    row, sessions, _ = run(Prompted, tiny_material, tmp_path)
+    assert sessions["train_passes"].tolist() == [TRAIN] * SESSIONS
+    assert sessions["eval_passes"].tolist() == [TEST] * SESSIONS
+    depth = tiny_material.backbone.depth
+    assert sessions["blocks_needed"].tolist() == [(TRAIN + TEST) * depth] * SESSIONS
+    assert sessions["blocks_reused"].tolist() == [0] * SESSIONS
+    # 48 clips are two chunks, both of which session 0 needs.
+    assert sessions["block_runs"].tolist() == [SESSIONS * (TRAIN + TEST) * depth, 0, 0]
+    assert row["block_runs"] == row["blocks_needed"]
+    assert row["audit_passed"], "fresh features are those of the bank up to rounding"
 
 
-def test_the_audit_asks_anew(tiny_material: Material, tmp_path: Path) -> None:
-    """Kept queries would hide a query that depends on its batch."""
-    execute(plan_of(Prompted), tiny_material, ResultsDir(tmp_path / "results"))
-    tested = 1 + 2 + 3
-    assert all(Prompted.given[:tested])
-    assert not any(Prompted.given[tested:])
-    assert len(Prompted.given) > tested
+@pytest.mark.usefixtures("no_audit")
+@pytest.mark.parametrize("method", [Prompted, "ncm", "joint-closed"])
+def test_a_second_run_runs_and_decodes_nothing(
+    method: Any, tiny_material: Material, tmp_path: Path, decoded: list[int]
+) -> None:
+    cold = run(method, tiny_material, tmp_path / "cold")
+    assert sum(decoded) == SESSIONS * (TRAIN + TEST), "every clip once"
+    decoded.clear()
+    warm = run(method, tiny_material, tmp_path / "warm")
+    assert decoded == []
+    assert (warm[0]["block_runs"], warm[0]["blocks_needed"]) == (0, 0)
+    assert warm[0]["blocks_reused"] == cold[0]["blocks_needed"] == cold[0]["block_runs"]
+    passes = ["train_passes", "eval_passes"]
+    assert warm[1][passes].equals(cold[1][passes]), "published costs are those of a run that keeps nothing"
+    assert warm[2] == cold[2]
+
+
+@pytest.mark.parametrize("method", ["ncm", "ranpac", "joint-closed"])
+def test_another_method_finds_what_the_first_one_left(method: str, tiny_material: Material, tmp_path: Path) -> None:
+    run(Prompted, tiny_material, tmp_path / "first")
+    settings = {"fsa": False} if method == "ranpac" else {}
+    row, _, _ = run(method, tiny_material, tmp_path / "second", **settings)
+    assert row["block_runs"] == 0
+    assert row["blocks_reused"] == SESSIONS * (TRAIN + TEST) * tiny_material.backbone.depth
+    assert row["audit_passed"]
+
+
+def test_without_the_bank_the_results_are_the_same(
+    tiny_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, _, _ = run("ncm", tiny_material, tmp_path / "kept")
+    monkeypatch.setenv(bank.SWITCH, "off")
+    bare, sessions, _ = run("ncm", tiny_material, tmp_path / "bare")
+    for name in ("final_accuracy", "train_passes", "eval_passes", "blocks_needed", "audit_passed"):
+        assert kept[name] == bare[name]
+    assert sessions["block_runs"].tolist() == [(TRAIN + TEST) * tiny_material.backbone.depth] * SESSIONS
+
+
+def test_work_in_vain_is_told(tiny_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the bank, a method that asks for f_0 in every session runs the same clips again."""
+    monkeypatch.setenv(bank.SWITCH, "off")
+    _, sessions, _ = run(Prompted, tiny_material, tmp_path)
+    depth = tiny_material.backbone.depth
+    assert sessions["block_runs"].tolist() == [(TRAIN + TEST * (t + 1)) * depth for t in range(SESSIONS)]
+    assert sessions["blocks_needed"].tolist() == [(TRAIN + TEST) * depth] * SESSIONS
+
+
+def test_an_own_query_is_asked_and_never_replaced(tiny_material: Material, tmp_path: Path) -> None:
+    OwnQuery.asked.clear()
+    row, _, _ = run(OwnQuery, tiny_material, tmp_path)
+    assert row["audit_passed"]
+    assert (row["block_runs"], row["blocks_reused"]) == (0, 0)
+    tested = sum(TEST * (t + 1) for t in range(SESSIONS))
+    assert sum(OwnQuery.asked) >= SESSIONS * TRAIN + tested
+    assert row["final_accuracy"] > 2 * 100 / 6
 
 
 def test_a_query_that_looks_at_its_neighbours_fails_the_audit(tiny_material: Material, tmp_path: Path) -> None:
-    class Leaky(Prompted):
+    class Leaky(OwnQuery):
         name = "leaky-query"
 
         @torch.no_grad()
         def query(self, mel: Tensor) -> Tensor:
             return mel.mean(1) + mel.mean((0, 1))
 
-        def encode(self, batch: Clips) -> Tensor:
-            return self.queries(batch)
+    assert not run(Leaky, tiny_material, tmp_path)[0]["audit_passed"]
 
-    results = ResultsDir(tmp_path / "results")
-    identity, _ = execute(plan_of(Leaky), tiny_material, results)
-    assert not results.run(identity)["audit_passed"]
+
+def test_a_changed_backbone_does_not_hide_behind_the_bank(tiny_material: Material, tmp_path: Path) -> None:
+    """It spoils its backbone, and the bank still has the right features: the audit encodes without it."""
+
+    class Spoils(Prompted):
+        name = "spoils"
+
+        def learn(self, session: Session) -> None:
+            super().learn(session)
+            with torch.no_grad():
+                for parameter in self.backbone.parameters():
+                    parameter.mul_(1.5)
+
+    row = run(Spoils, tiny_material, tmp_path)[0]
+    assert not row["audit_passed"]
+    assert not json.loads(row["audit"])["features_are_current"]["passed"]
 
 
 @pytest.mark.usefixtures("no_audit")
-def test_queries_are_kept_across_a_resume(
+def test_nothing_is_counted_twice_across_a_resume(
     tiny_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "CHEAP_SAVE", math.inf)  # whatever a busy disk takes, write every checkpoint
     results, plan = ResultsDir(tmp_path / "results"), plan_of(FailsOnce)
     with pytest.raises(RuntimeError, match="broken"):
         execute(plan, tiny_material, results)
-    assert sorted(Prompted.asked) == stored_clips(tiny_material, range(2))
-
-    Prompted.asked.clear()
     monkeypatch.setattr(FailsOnce, "mended", True)
     log = Log()
     identity, _ = execute(plan, tiny_material, results, monitor=log)
     assert log.started == [(SESSIONS, 2)]
-    assert sorted(Prompted.asked) == stored_clips(tiny_material, range(2, 3)), "only the new session's clips"
-    assert results.sessions(identity)["eval_passes"].tolist() == [TEST] * SESSIONS
+    sessions = results.sessions(identity)
+    assert sessions["train_passes"].tolist() == [TRAIN] * SESSIONS
+    assert sessions["eval_passes"].tolist() == [TEST] * SESSIONS
+    depth = tiny_material.backbone.depth
+    assert sessions["blocks_needed"].tolist() == [(TRAIN + TEST) * depth] * SESSIONS, "its own chunks are not a gift"
+    assert sessions["blocks_reused"].tolist() == [0] * SESSIONS
 
-    whole = ResultsDir(tmp_path / "whole")
-    unbroken, _ = execute(plan_of(FailsOnce), tiny_material, whole)
-    assert unbroken == identity
-    assert whole.file("predictions", identity).read_bytes() == results.file("predictions", identity).read_bytes()
 
-
-def test_the_checkpoint_holds_the_queries_themselves(
+def test_a_checkpoint_with_queries_of_an_earlier_version_is_read(
     tiny_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "CHEAP_SAVE", math.inf)
     results, plan = ResultsDir(tmp_path / "results"), plan_of(FailsOnce)
     with pytest.raises(RuntimeError, match="broken"):
         execute(plan, tiny_material, results)
     path = results.path / "work" / run_id(plan, tiny_material) / "checkpoint.pt"
-    packed = torch.load(path, weights_only=True)["progress"]["queries"]
-    assert packed["lengths"] == [TEST, TEST]
-    assert packed["values"].shape == (2 * TEST, tiny_material.backbone.front_end.n_mels)
-
-
-def test_other_methods_get_no_queries(tiny_material: Material, tmp_path: Path) -> None:
-    seen: list[Any] = []
-
-    class Looks(Honest):
-        name = "looks"
-
-        def encode(self, batch: Clips) -> Tensor:
-            seen.append(batch.query)
-            return super().encode(batch)
-
-    execute(plan_of(Looks), tiny_material, ResultsDir(tmp_path / "results"))
-    assert seen
-    assert all(query is None for query in seen)
+    content = torch.load(path, weights_only=True)
+    del content["progress"]["counted"]
+    content["progress"]["queries"] = {"values": torch.zeros(8, 3), "lengths": [4, 4]}
+    for cost in content["progress"]["costs"]:
+        del cost["blocks_needed"], cost["blocks_reused"]
+    torch.save(content, path)
+    monkeypatch.setattr(FailsOnce, "mended", True)
+    log = Log()
+    identity, _ = execute(plan, tiny_material, results, monitor=log)
+    assert (log.started, log.messages) == ([(SESSIONS, 2)], [])
+    assert results.run(identity)["blocks_needed"] is None
 
 
 @pytest.mark.parametrize("backbone", ["eat-tiny", "whisper-tiny-random"])

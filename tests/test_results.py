@@ -220,7 +220,10 @@ def test_an_empty_or_absent_directory_reads_as_no_runs(folder: ResultsDir) -> No
 
 def test_meta_must_be_complete_and_holds_no_scores() -> None:
     for name in META_COLUMNS:
-        if name in {"fresh_final_accuracy", "git_commit", "notes", "config_hash"}:
+        if name in {
+            *("fresh_final_accuracy", "git_commit", "notes", "config_hash"),
+            *("first_session_epochs", "audio_key"),
+        }:
             continue
         meta = make_meta()
         del meta[name]
@@ -334,25 +337,55 @@ def test_a_newer_schema_says_upgrade(folder: ResultsDir) -> None:
     path = folder.file("runs", "ncm-esc50-0")
     newer = {results_module._VERSION_KEY: b"7", results_module._TABLE_KEY: b"runs"}
     rewrite(path, lambda t: t.append_column("new", pa.array([1])).replace_schema_metadata(newer))
-    with pytest.raises(ResultsError, match=r"schema 7.*up to 2: upgrade audiocl") as caught:
+    with pytest.raises(ResultsError, match=r"schema 7.*up to 3: upgrade audiocl") as caught:
         folder.runs()
     assert str(path) in str(caught.value)
 
 
-def test_runs_of_schema_1_are_read_as_no_miniatures(folder: ResultsDir) -> None:
+LATER = {
+    1: ("mini", "variant", "blocks_needed", "blocks_reused", "first_session_epochs", "audio_key"),
+    2: ("blocks_needed", "blocks_reused", "first_session_epochs", "audio_key"),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_schemas_are_read_with_what_they_did_not_know(version: int, folder: ResultsDir) -> None:
     folder.write(make_result())
-    written = folder.run("ncm-esc50-0")
-    old = {results_module._VERSION_KEY: b"1", results_module._TABLE_KEY: b"runs"}
-    at = results_module.RUNS_SCHEMA.get_field_index("schema_version") - 2  # without `mini` and `variant`
-    one = pa.array([1], pa.int32())
-    field = results_module.RUNS_SCHEMA.field("schema_version")
-    rewrite(
-        folder.file("runs", "ncm-esc50-0"),
-        lambda t: t.drop_columns(["mini", "variant"]).set_column(at, field, one).replace_schema_metadata(old),
-    )
-    assert folder.run("ncm-esc50-0") == written
-    assert written["mini"] is False
-    assert written["variant"] == ""
+    written, sessions = folder.run("ncm-esc50-0"), folder.sessions("ncm-esc50-0")
+    for table in ("runs", "sessions", "predictions"):
+        old = {results_module._VERSION_KEY: str(version).encode(), results_module._TABLE_KEY: table.encode()}
+
+        def older(content: pa.Table, table: str = table, old: dict[bytes, bytes] = old) -> pa.Table:
+            content = content.drop_columns([name for name in LATER[version] if name in content.column_names])
+            if table == "runs":
+                at = content.column_names.index("schema_version")
+                field = results_module.RUNS_SCHEMA.field("schema_version")
+                content = content.set_column(at, field, pa.array([version], pa.int32()))
+            return content.replace_schema_metadata(old)
+
+        rewrite(folder.file(table, "ncm-esc50-0"), older)
+    found = folder.run("ncm-esc50-0")
+    assert found == written
+    assert [found[name] for name in ("mini", "variant")] == [False, ""]
+    assert all(found[name] is None for name in LATER[2])
+    pd.testing.assert_frame_equal(folder.sessions("ncm-esc50-0"), sessions)
+    assert folder.recompute("ncm-esc50-0") == {}
+
+
+def test_counted_blocks_are_summed_and_a_null_makes_the_sum_null(folder: ResultsDir) -> None:
+    costs = make_sessions().assign(blocks_needed=[5, 7, 9], blocks_reused=[0, None, 3])
+    result = build_result(make_meta(first_session_epochs=10, audio_key="a" * 64), costs, make_predictions())
+    folder.write(result)
+    row = folder.run(result.run["run_id"])
+    assert (row["blocks_needed"], row["blocks_reused"]) == (21, None)
+    assert (row["first_session_epochs"], row["audio_key"]) == (10, "a" * 64)
+    sessions = folder.sessions(result.run["run_id"])
+    assert sessions["blocks_needed"].tolist() == [5, 7, 9]
+    assert sessions["blocks_reused"].isna().tolist() == [False, True, False]
+    assert folder.recompute(result.run["run_id"]) == {}
+    wrong = RunResult({**result.run, "blocks_needed": 22}, result.sessions, result.predictions)
+    with pytest.raises(ResultsError, match="blocks_needed"):
+        folder.write(wrong, replace=True)
 
 
 @pytest.mark.parametrize("table", ["runs", "sessions", "predictions"])

@@ -744,3 +744,20 @@ def test_no_run_is_lost_or_counted_twice_in_a_sheet(tmp_path: Path) -> None:
     for cell in sheet.cells:
         own = runs[runs["run_id"].isin(cell.run_ids)]["final_accuracy"]
         assert cell.mean == (pytest.approx(own.mean()) if len(own) else None)
+
+
+def test_own_data_that_changed_meanwhile_is_never_averaged(tmp_path: Path) -> None:
+    """Equal settings and clip names, other audio or E_0: the newer kind counts; runs that do not say fit any."""
+    own = {"own_data": True, "protocol": "own"}
+    changed = {"audio_key": "a" * 64, "first_session_epochs": 10}
+    store(tmp_path / "one", "ncm", "birds", order=0, points=40.0, **own, **changed)
+    store(tmp_path / "one", "ncm", "birds", order=1, points=50.0, **own)
+    assert free(runs_of(tmp_path / "one")).cells[0].mean == pytest.approx(45.0)
+    for number, other in enumerate(({"audio_key": "b" * 64}, {"first_session_epochs": 11})):
+        folder = tmp_path / f"two-{number}"
+        store(folder, "ncm", "birds", order=0, points=40.0, **own, **changed)
+        later = {**own, **changed, **other, "finished_at": "2026-02-01T00:00:00+00:00"}
+        store(folder, "ncm", "birds", order=1, points=50.0, **later)
+        (cell,) = free(runs_of(folder)).cells
+        assert cell.mean == pytest.approx(50.0)
+        assert any("1 run with other clips left out" in note for note in cell.notes)

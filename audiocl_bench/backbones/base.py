@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from audiocl_bench.audio import FrontEnd
 from audiocl_bench.errors import ConfigError
+from audiocl_bench.ledger import Ledger, Mark, mark, mark_of, weights_of
 
 Pool = Literal["cls", "mean"]
 Prefix = Mapping[int, tuple[Tensor, Tensor]]
@@ -28,12 +30,20 @@ class PassCounter:
     """Work done by a backbone since it was built; a run reports differences of it.
 
     Attributes:
-        clips: clips that entered `tokens`.
-        block_runs: blocks x clips that went through `run`.
+        clips: clips that entered `tokens`, and those whose tokens or features came out of a cache instead: the passes
+            that a method asks for, whoever ran them.
+        block_runs: blocks x clips that really went through `run`, in the feature bank on behalf of this run too.
+        needed: blocks x clips that had to: those that carry a gradient, those whose clip is not known (masked copies,
+            batches with prompts), and of all others each clip once for the same weights (see `ledger`).
+        reused: blocks x clips that the feature bank had from earlier runs; they are in neither of the two above.
+        ledger: which clips went through which weights.
     """
 
     clips: int = 0
     block_runs: int = 0
+    needed: int = 0
+    reused: int = 0
+    ledger: Ledger = field(default_factory=Ledger, repr=False)
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,7 @@ class Backbone(nn.Module, ABC):
         blocks: the L blocks; each has `.attn` with q_proj, k_proj, v_proj and out_proj.
         front_end: how a waveform becomes this network's input, its number of frames T included.
         pool: "cls" or "mean".
+        has_cls: whether token 0 is a class token.
         layer: number of blocks whose output feeds the head, 1..depth.
         multiple: T has to be a multiple of this.
         max_frames: the largest T.
@@ -179,6 +190,12 @@ class Backbone(nn.Module, ABC):
     """
 
     blocks: nn.ModuleList
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let every network's `tokens` pass on which clips they are of."""
+        super().__init_subclass__(**options)
+        if "tokens" in vars(cls) and not getattr(cls.tokens, "__isabstractmethod__", False):
+            cls.tokens = _marking(cls.tokens)  # type: ignore[method-assign,assignment]
 
     def __init__(
         self,
@@ -199,6 +216,7 @@ class Backbone(nn.Module, ABC):
         self.front_end, self.multiple, self.max_frames = front_end, multiple, max_frames
         self._check_frames(front_end.frames)
         self.pool: Pool = check_pool(options.name, options.pool, pools)
+        self.has_cls = "cls" in pools
         self.layer = check_layer(options.name, options.layer, depth)
         self.weights_hash = ""
         self.passes = PassCounter()
@@ -247,15 +265,36 @@ class Backbone(nn.Module, ABC):
         unused = sorted(set(prefix or ()) - set(range(self.depth)))
         if unused:
             raise ConfigError(f"prefix: block {unused[0]} does not exist, {self.name} has blocks 0..{self.depth - 1}.")
+        known = mark_of(tokens)
         for index in range(start, stop):
             hook = None if on_attention_input is None else _bind(on_attention_input, index)
-            tokens = self.blocks[index](tokens, (prefix or {}).get(index), hook)
+            given = (prefix or {}).get(index)
+            tokens = self.blocks[index](tokens, given, hook)
             if index == self.depth - 1:
                 tokens = self._close(tokens)
             if outputs is not None:
                 outputs.append(tokens)
-        self.passes.block_runs += tokens.shape[0] * (stop - start)
-        return tokens
+            known = self._counted(index, tokens, known if given is None else None)
+        return tokens if known is None else mark(tokens, known.clips, known.history)
+
+    def _counted(self, index: int, tokens: Tensor, known: Mark | None) -> Mark | None:
+        """Count block `index`, whose output is `tokens`; return what these are, if that is known."""
+        passes = self.passes
+        passes.block_runs += len(tokens)
+        if known is None or tokens.requires_grad:
+            passes.needed += len(tokens)
+            return None
+        history = passes.ledger.name(known.history, (index, weights_of(self._modules_of(index))))
+        passes.needed += passes.ledger.first_time(history, known.clips)
+        return Mark(known.clips, history)
+
+    def _modules_of(self, index: int) -> list[nn.Module]:
+        """Return block `index`, and for the last one what closes the network (see `_close`)."""
+        block = self.blocks[index]
+        return [block] if index < self.depth - 1 else [block, *self._stem()]
+
+    def _stem(self) -> list[nn.Module]:
+        return [child for name, child in self.named_children() if name != "blocks"]
 
     def _close(self, tokens: Tensor) -> Tensor:
         """Apply what follows the last block; nothing unless a network says otherwise."""
@@ -267,11 +306,11 @@ class Backbone(nn.Module, ABC):
         "cls": token 0. "mean": the mean of all tokens that stand for audio, so without CLS where there is one. Callers
         that put prompt tokens first have to take them off before.
         """
-        return tokens[:, 0] if self.pool == "cls" else self._audio_tokens(tokens).mean(dim=1)
+        return tokens[:, 0] if self.pool == "cls" else self.audio_tokens(tokens).mean(dim=1)
 
     @abstractmethod
-    def _audio_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the tokens that stand for audio."""
+    def audio_tokens(self, tokens: Tensor) -> Tensor:
+        """Return the tokens that stand for audio, [B, N', D], so without CLS where there is one."""
 
     def features(self, x: Tensor) -> Tensor:
         """Return the pooled output [B, D] of block `layer` for normalised log-mels [B, T, M]."""
@@ -317,6 +356,18 @@ class Backbone(nn.Module, ABC):
             )
         self._check_frames(x.shape[1])
         self.passes.clips += x.shape[0]
+
+
+def _marking(tokens: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    @wraps(tokens)
+    def marked(self: Backbone, x: Tensor) -> Tensor:
+        made, known = tokens(self, x), mark_of(x)
+        if known is None or made.requires_grad or mark_of(made) is not None:
+            return made
+        own = (parameter for parameter in self._parameters.values() if parameter is not None)
+        return mark(made, known.clips, self.passes.ledger.name(known.history, weights_of(self._stem(), own)))
+
+    return marked
 
 
 def _bind(hook: AttentionHook, index: int) -> Callable[[Tensor], None]:

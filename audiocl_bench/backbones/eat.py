@@ -200,7 +200,8 @@ class EAT(Backbone):
         patches = patches + self.pos_embed[:, : patches.shape[1]]
         return self.pre_norm(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches], dim=1))
 
-    def _audio_tokens(self, tokens: Tensor) -> Tensor:
+    def audio_tokens(self, tokens: Tensor) -> Tensor:
+        """Return the patches: all tokens but CLS."""
         return tokens[:, 1:]
 
 

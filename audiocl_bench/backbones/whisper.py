@@ -153,7 +153,8 @@ class WhisperEncoder(Backbone):
     def _close(self, tokens: Tensor) -> Tensor:
         return self.final_norm(tokens)
 
-    def _audio_tokens(self, tokens: Tensor) -> Tensor:
+    def audio_tokens(self, tokens: Tensor) -> Tensor:
+        """Return all tokens."""
         return tokens
 
 

@@ -234,6 +234,39 @@ def listen(
     typer.echo(f"{len(heard.clips)} clips beside {heard.sheet}")
 
 
+@app.command()
+def features(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete them; later runs compute them again.")] = False,
+) -> None:
+    """Show the kept features of pretrained networks, and the space they take.
+
+    Every clip goes through a pretrained network once; all methods, orders and
+    seeds read its features from features/ in the cache directory.
+    """
+    from rich.console import Console
+
+    from audiocl_bench import bank
+    from audiocl_bench.report.tables import listing, megabytes
+
+    if clear:
+        typer.echo(f"{megabytes(bank.clear() / 1e6)} cleared in {bank.folder()}")
+        return
+    rows = [
+        (
+            entry.path.name,
+            f"{entry.clips:,}",
+            ",".join(map(str, entry.layers)),
+            "+".join(entry.statistics),
+            f"{100 * entry.complete:.0f} %",
+            megabytes(entry.bytes / 1e6),
+        )
+        for entry in bank.listing()
+    ]
+    console = Console(highlight=False)
+    console.print(listing(rows, ("features", "clips", "layers", "pool", "computed", "size"), "Kept features"))
+    console.print(f"in {bank.folder()}", soft_wrap=True)
+
+
 def _say_placed(placed: Placed) -> None:
     typer.echo(f"{placed.corpus}: {placed.how}, {placed.clips:,} clips complete in {placed.where}")
 

@@ -7,12 +7,14 @@ import pickle
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from audiocl_bench import audit, seeding
 from audiocl_bench.conformance.examination import After, Examination, Walk, features_of, scores_of
 from audiocl_bench.conformance.streams import bytes_of, through_a_file, weights
 from audiocl_bench.conformance.verdicts import Fail, Skip, in_stage, listed, need
-from audiocl_bench.method import Session
+from audiocl_bench.method import LazyClips, Method, Session
+from audiocl_bench.readout import Readout
 
 BATCH_SIZES = (1, 7, 64)
 
@@ -102,10 +104,10 @@ def backbone(e: Examination) -> str:
             "freeze what is not trained (weight decay moves it too), or report all of it with "
             "context.report.trainable(n).",
         )
-    if e.cls.needs_queries:
-        mel = e.probe()[:7]
+    mel = e.probe()[:7]
+    if type(walk.method).query is not Method.query or _asks(walk.method, mel):
         with in_stage("query"), torch.no_grad():
-            same = torch.equal(walk.method.query(mel), e.pretrained().features(mel))
+            same = torch.equal(walk.method.query(mel), walk.method.readout(e.pretrained(), mel))
         if not same:
             raise Fail(
                 "query no longer gives the features of the pretrained network after training",
@@ -114,6 +116,18 @@ def backbone(e: Examination) -> str:
     if changed:
         return f"{len(changed)} of {len(shared)} pretrained tensors were trained, as encoder_version says."
     return f"all {len(shared)} pretrained tensors are as they were."
+
+
+def _asks(method: Method, mel: Tensor) -> bool:
+    """Tell whether `encode` asks for features of the pretrained network (`queries`), by giving it none."""
+    asked: list[Readout] = []
+
+    def note(readout: Readout) -> None:
+        asked.append(readout)
+
+    with in_stage("encode"):
+        method.encode(LazyClips(mel, stored=note))
+    return bool(asked)
 
 
 def data_access(e: Examination) -> str:

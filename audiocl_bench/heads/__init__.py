@@ -15,15 +15,18 @@ from audiocl_bench.heads.gaussians import ClassGaussians
 from audiocl_bench.heads.projection import RandomProjection
 from audiocl_bench.heads.ridge import RidgeHead
 from audiocl_bench.heads.search import LAMBDAS, RidgeChoice, choose_lambda, holdout, ridge_loo, ridge_path
+from audiocl_bench.heads.standardised import STRENGTHS, StandardisedRidge
 
 __all__ = [
     "LAMBDAS",
+    "STRENGTHS",
     "ClassGaussians",
     "LDAHead",
     "NCMHead",
     "RandomProjection",
     "RidgeChoice",
     "RidgeHead",
+    "StandardisedRidge",
     "choose_lambda",
     "holdout",
     "one_hot",

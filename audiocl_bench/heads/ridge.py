@@ -105,6 +105,38 @@ class RidgeHead:
         R, Z = self._kept_rows()
         return R.T @ R, R.T @ Z
 
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return (R [r, width], Z [r, C]) while statistics are kept as rows: R^T R = G and R^T Z = Q. Not copied.
+
+        Raises:
+            ValueError: there are as many samples as features, so that `gram` is what is kept.
+        """
+        if self._G is not None:
+            raise ValueError("the statistics are kept as a Gram matrix now: call gram instead.")
+        return self._kept_rows()
+
+    def compress(self, rank: int) -> None:
+        """Keep the `rank` leading singular directions of R; nothing happens where there are fewer rows.
+
+        H^T H loses its smallest eigenvalues, at most the (rank + 1)-th one from any direction. While the form is
+        "rows", kept bytes no longer grow with the number of samples.
+
+        Raises:
+            ValueError: the rank is below 1 or not below the number of features, or the form is "gram" already.
+        """
+        if not 1 <= rank < self.width:
+            raise ValueError(f"the rank must lie in 1..{self.width - 1}, got {rank}.")
+        R, Z = self.rows()
+        if len(R) <= rank:
+            return
+        _, U = eigh(R @ R.T)
+        leading = U[:, -rank:].T
+        R, Z = leading @ R, leading @ Z
+        self._forget_rows()
+        self._reserve(rank)
+        self._R[:rank], self._Z[:rank] = R, Z
+        self._rows, self._blocks, self._weights = rank, [rank], None
+
     # ............................................................................................ learning
 
     def update(self, H: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -383,7 +415,7 @@ class RidgeHead:
         fresh = RidgeHead(self.width)
         fresh._samples, fresh._classes, fresh._tuned_at = samples, classes, tuned_at
         fresh._lam = None if np.isnan(lam) else lam
-        if samples >= self.width:
+        if "R" not in state and samples >= self.width:  # rows that were compressed can be fewer than samples
             packed = check_tensor(state, "G", (self.width * (self.width + 1) // 2,), torch.float64)
             fresh._G = unpack_lower(packed, self.width)
             fresh._Q = check_tensor(state, "Q", (self.width, classes), torch.float64)

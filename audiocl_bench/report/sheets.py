@@ -37,7 +37,7 @@ from audiocl_bench.method import Method
 from audiocl_bench.report import sheet_formats
 from audiocl_bench.report.commands import Command, Stream, Wanted, commands, ranges
 from audiocl_bench.report.tables import not_comparable
-from audiocl_bench.results import RUNS_SCHEMA, SCORES, ResultsDir, method_source, result_dirs
+from audiocl_bench.results import RUNS_SCHEMA, SCORES, ResultsDir, method_source, own_origin, result_dirs
 
 Format = Literal["markdown", "latex", "csv", "html"]
 FORMATS: tuple[Format, ...] = ("markdown", "latex", "csv", "html")
@@ -336,6 +336,15 @@ def gather(runs: pd.DataFrame, score: str, *, earlier: Mapping[str, str] | None 
     if len(passed) == 0:
         return Gathered(Cell("", "", notes=tuple(notes)), tried=tried)
     kinds = pd.Series([_kind(run, earlier or {}) for _, run in passed.iterrows()], index=passed.index)
+    if len(set(origins := [own_origin(run) for run in passed.to_dict("records")]) - {""}) > 1:
+        # Runs on own or synthetic data that differ in their audio or epochs alone; of older ones nobody knows.
+        kinds = pd.Series(
+            [
+                dataclasses.replace(kind, place=dataclasses.replace(kind.place, clips=f"{kind.place.clips} {origin}"))
+                for kind, origin in zip(kinds, origins, strict=True)
+            ],
+            index=passed.index,
+        )
     chosen = max(dict.fromkeys(kinds), key=lambda kind: _preference(kind, passed[kinds == kind]))
     if left := len(passed) - int((kinds == chosen).sum()):
         notes.append(f"{_runs(left)} with other {_unlike(chosen, set(kinds))} left out ({_RULE}).")
@@ -415,7 +424,7 @@ def _unlike(chosen: _Kind, kinds: Collection[_Kind]) -> str:
 def _one_audio(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Keep one split and one audio per order and seed, the newest; return the runs and how many are left out.
 
-    The id of a run on own or synthetic data changes with its audio, which the runs table does not hold.
+    The id of a run on own or synthetic data changes with its audio, which older results do not hold otherwise.
     """
     keys = ["order", "seed"]
     changing = runs["own_data"] | runs["mini"]
@@ -554,7 +563,7 @@ def _label(run: pd.Series, method: type[Method] | None, ambiguous: bool) -> _Lab
     if wanted is not None:
         found = difference(json.loads(run["method_config"]), wanted)
         changed = tuple(set_text(name, value) for name, value in sorted(found.changed.items()))
-        if not found.lacking and set(found.changed) <= set(wanted.as_dict()):
+        if not found.lacking and set(found.changed) <= {f.name for f in dataclasses.fields(wanted)}:
             told = ", ".join((typed, *changed))
             if len(changed) > _LISTED_SETTINGS:
                 told = f"{typed}, {len(changed)} settings changed{short}"

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from audiocl_bench import metrics
-from audiocl_bench.results import SCORES, ResultsDir, method_source
+from audiocl_bench.results import SCORES, ResultsDir, method_source, own_origin
 
 if TYPE_CHECKING:
     from audiocl_bench.leak import Reading
@@ -86,6 +86,9 @@ def _block_table(block: pd.DataFrame) -> RenderableType:
     for (benchmark, _), runs in block.assign(method=names).groupby(["benchmark", "index_hash"]):
         sources = pd.Series([method_source(run) for run in runs.to_dict("records")], runs.index, dtype=str)
         told = runs["config_hash"].str[:6] + (" " + sources.str[:6]).where(sources != "", "")
+        origins = pd.Series([own_origin(run) for run in runs.to_dict("records")], runs.index, dtype=str)
+        if len(set(origins) - {""}) > 1:  # own data that changed meanwhile
+            told += (" " + origins).where(origins != "", "")
         variants = told.groupby(runs["method"]).transform("nunique") > 1
         named = runs.assign(_variant=told.where(variants, ""))
         groups = named.groupby(["method", "_variant"])
@@ -121,7 +124,9 @@ def _mean_and_interval(summary: metrics.Summary, digits: int) -> str:
 
 def _runs_legend(runs: pd.DataFrame) -> str:
     legend = "± half width of the 95 % interval over runs (none for one run). time: training and testing, mean per run."
-    if runs.duplicated(["method", "benchmark", "protocol", "backbone", "config_hash", "order", "seed"]).any():
+    origins = pd.Series([own_origin(run) for run in runs.to_dict("records")], runs.index, dtype=str)
+    told = ["method", "benchmark", "protocol", "backbone", "config_hash", "order", "seed", "_origin"]
+    if runs.assign(_origin=origins).duplicated(told).any():
         legend += "\n* repeats of the same order and seed are averaged first and count once."
     return legend
 
@@ -355,12 +360,22 @@ def _totals(run: dict[str, Any]) -> RenderableType:
     passes = f"{count(run['train_passes'])} clips training, {count(run['eval_passes'])} testing"
     pairs = {
         "time": f"{duration(run['train_seconds'])} training, {duration(run['eval_seconds'])} testing",
-        "encoder passes": f"{passes} ({count(run['block_runs'])} clip-blocks in all)",
+        "encoder passes": f"{passes} ({_blocks(run)})",
         "peak memory": megabytes(run["peak_memory_mb"]),
         "trainable": f"{run['trainable_parameters']:,} parameters at most in one session",
         "kept": f"{megabytes(run['kept_bytes'] / 1e6)} between sessions, at the end",
     }
     return Group(Text("Costs of the run", style="bold"), _pairs(pairs))
+
+
+def _blocks(run: dict[str, Any]) -> str:
+    """Say how many blocks were run for how many clips, how many had to be, and how many lay in the feature bank."""
+    told = f"{count(run['block_runs'])} clip-blocks run"
+    if run["blocks_needed"]:
+        told += f", {run['block_runs'] / run['blocks_needed']:.2f} times what was needed"
+    if run["blocks_reused"]:
+        told += f", {count(run['blocks_reused'])} reused from earlier runs"
+    return told
 
 
 def _audit(run: dict[str, Any]) -> RenderableType:

@@ -37,7 +37,7 @@ AUDITS = tuple(
 
 _SIGNED = ("forgetting", "backward_transfer")
 _PERCENT = (*SCORES, "fresh_final_accuracy", "accuracy", "new_accuracy", "old_accuracy")
-_HASHES = ("split_hash", "index_hash", "weights_hash", "config_hash")
+_HASHES = ("split_hash", "index_hash", "weights_hash", "config_hash", "audio_key")
 _JSON = ("audit", "front_end", "method_config", "library_versions", "notes")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -311,9 +311,10 @@ class _Run:
         """Return the frozen stream, after holding the hashes of split and clips against it; None for own data."""
         row = self.row
         if row["own_data"]:
+            kept = "the test rule and the audio" if self._says_origin() else "the test rule and the hash in the run id"
             self.note(
-                "own data: the clip list, the class order, the test rule and the hash in the run id cannot be checked "
-                "without the audio and its TOML file; all else was"
+                f"own data: the clip list, the class order, {kept} cannot be checked without the audio and its TOML "
+                "file; all else was"
             )
             return None
         try:
@@ -325,13 +326,20 @@ class _Run:
             self.wrong("runs", f"split_hash is not that of the frozen split of this version: {_AGAIN}")
         if row["index_hash"] != index_hash:
             self.wrong("runs", f"index_hash is not that of the frozen clips of this version: {_AGAIN}")
-        frames, heard = benchmarks.get(row["benchmark"]).frames, self.json["front_end"].get("frames")
+        benchmark = benchmarks.get(row["benchmark"])
+        if row["first_session_epochs"] not in (None, benchmark.first_session_epochs):
+            self.wrong("runs", f"first_session_epochs is not {benchmark.first_session_epochs}: {_AGAIN}")
+        frames, heard = benchmark.frames, self.json["front_end"].get("frames")
         if heard != frames:
             self.wrong(
                 "runs",
                 f"front_end.frames is {shown(heard, 20)}, but {row['benchmark']} is heard for {frames}: {_AGAIN}",
             )
         return stream
+
+    def _says_origin(self) -> bool:
+        """Whether the row says what own and synthetic data put into the run id; results before schema 3 do not."""
+        return self.row["first_session_epochs"] is not None and self.row["audio_key"] is not None
 
     def _run_id(self, stream: Stream | None) -> None:
         """Make the run id again from what decides the predictions, as `runner.run_id` does."""
@@ -348,10 +356,14 @@ class _Run:
         }
         if "method_source_sha256" in self.json["notes"]:
             settings["source"] = self.json["notes"]["method_source_sha256"]
+        own, told = row["own_data"] or row["mini"], self._says_origin()
+        if own and told:
+            settings["own"] = {"epochs": row["first_session_epochs"], "audio": row["audio_key"]}
         fresh = make_run_id(**readable, config_hash=sha256_json(settings))
         if row["mini"] and stream is not None:
-            self.note("synthetic data: the hash in the run id cannot be checked without the audio; all else was")
-        hashed = stream is not None and not row["mini"]
+            what = "audio" if told else "hash in the run id"
+            self.note(f"synthetic data: the {what} cannot be checked without making it; all else was")
+        hashed = told if own else stream is not None
         if fresh.rpartition("-")[0] != self.id.rpartition("-")[0]:
             self.wrong(
                 "runs",

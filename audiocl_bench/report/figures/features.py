@@ -121,8 +121,7 @@ def _encoded(plan: Plan, material: Material, learned: Learned, rows: np.ndarray)
     before, after = [], []
     for part in np.array_split(rows, range(EVAL_BATCH, len(rows), EVAL_BATCH)):
         mel = learned.read(part)
-        query = method.query(mel) if method.needs_queries else None
-        after.append(method.encode(Clips(mel, query=query)).flatten(1).float().cpu().numpy())
+        after.append(method.encode(Clips(mel)).flatten(1).float().cpu().numpy())
         before.append(backbone.features(mel.to(home)).float().cpu().numpy())
     return np.concatenate(before), np.concatenate(after)
 
