@@ -17,6 +17,7 @@ from audiocl_bench.backbones import Row
 from audiocl_bench.benchmarks import Benchmark
 from audiocl_bench.catalogue import Catalogue
 from audiocl_bench.errors import AudioclError, ConfigError, ResultsError, unknown_name
+from audiocl_bench.executors import Name as Executor
 from audiocl_bench.method import Method
 from audiocl_bench.results import SCORES, SESSIONS_SCHEMA, ResultsDir, result_dirs
 from audiocl_bench.runner import Existing
@@ -56,6 +57,10 @@ def run(
     device: str = "auto",
     threads: int | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
+    jobs: int | None = None,
+    address: str | None = None,
+    slurm: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Make the runs of every method, benchmark, order and seed, as `audiocl run` does; runs with a result are reused.
@@ -80,8 +85,13 @@ def run(
         fresh: start every run anew: ignore checkpoints, replace results.
         drift: also measure accuracy with all statistics recomputed at the end.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: CPU threads; None for all.
+        threads: CPU threads of a run; None for all, shared by `jobs`.
         workers: processes that decode audio; None for one per core.
+        executor: "local" (processes of this machine), "ray" or "slurm"; None makes one run after the other here, or
+            uses "local" for more than one job. A method class must then be written in a file, not in a notebook.
+        jobs: runs at once; None for one per GPU (or 1), and for what a cluster allows.
+        address: of a Ray cluster; None starts Ray on this machine.
+        slurm: parameters of Slurm jobs: {"partition": "gpu", "timeout_min": 120}.
         progress: show progress: bars on a terminal, a line per finished run in a notebook.
 
     Returns:
@@ -120,6 +130,10 @@ def run(
         device=str(device),
         threads=threads,
         workers=workers,
+        executor=executor,
+        jobs=jobs,
+        address=address,
+        slurm=tuple(f"{key}={value}" for key, value in (slurm or {}).items()),
         quiet=not progress,
     )
     outcome = make(asked, Terminal(quiet=asked.quiet))

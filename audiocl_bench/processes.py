@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from multiprocessing import resource_tracker
 from threading import Thread
 from typing import TypeVar
 
@@ -63,7 +64,7 @@ def _pool(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(start,))
     try:
-        with _deaf_children():
+        with deaf_children():
             pending: dict[Future[Result], int] = {pool.submit(work, job): n for n, job in enumerate(jobs)}
         for done in as_completed(pending):
             yield pending[done], done.result()
@@ -76,8 +77,10 @@ def _pool(
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
+def deaf_children() -> Iterator[None]:
     """Keep Ctrl-C from processes started meanwhile (they inherit the mask): the parent alone ends them, quietly."""
+    # Else the first process starts this helper first, which takes the block away again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -85,11 +88,15 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(start: Callable[[], None] | None) -> None:
+def end_with_parent() -> None:
+    """Let this process end as soon as the one that started it does: a killed parent cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        # A pool's worker would wait for ever for work from a parent that was killed.
         Thread(target=_end_with, args=(parent.join,), daemon=True).start()
+
+
+def _start_worker(start: Callable[[], None] | None) -> None:
+    end_with_parent()  # a pool's worker would wait for ever for work from a parent that was killed
     if start is not None:
         start()
 

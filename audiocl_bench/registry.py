@@ -122,6 +122,7 @@ def _from_file(spec: str) -> type[Method]:
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     assert module_spec is not None
     assert module_spec.loader is not None
+    _targets()  # a clone's own methods become importable: the file may build on one of them
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:

@@ -49,7 +49,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Class-incremental learning of audio with pretrained models.
 
 A [bold]stream[/bold] of sessions goes in, a [bold]method[/bold] learns them one by one
 without keeping old clips, every prediction is written down, and every number

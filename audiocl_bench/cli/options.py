@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -72,7 +72,13 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", min=1, rich_help_panel=MACHINE, help="CPU threads (default: all)."),
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        rich_help_panel=MACHINE,
+        help="CPU threads of a run (default: all, shared by --jobs).",
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -82,6 +88,43 @@ Workers = Annotated[
         min=1,
         rich_help_panel=MACHINE,
         help="Processes that decode audio (default: one per core).",
+    ),
+]
+Executor = Annotated[
+    Literal["local", "ray", "slurm"] | None,
+    typer.Option(
+        "--executor",
+        rich_help_panel=MACHINE,
+        help="Make runs at once: in processes (local), on a Ray cluster, as Slurm jobs. Default: one by one, here.",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        min=1,
+        rich_help_panel=MACHINE,
+        help="Runs at once (local: one per GPU, else 1; ray, slurm: what the cluster allows).",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        rich_help_panel=MACHINE,
+        help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: one is started here).",
+    ),
+]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm",
+        metavar="KEY=VALUE",
+        rich_help_panel=MACHINE,
+        help="Slurm: partition=gpu, timeout_min=120, mem_gb=16, cpus_per_task=4, gres=gpu:1. Repeatable.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=MACHINE, help="No progress display.")]

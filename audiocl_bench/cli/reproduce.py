@@ -36,6 +36,10 @@ def reproduce(
     device: options.Device = "auto",
     threads: options.Threads = None,
     workers: options.Workers = None,
+    executor: options.Executor = None,
+    jobs: options.Jobs = None,
+    address: options.Address = None,
+    slurm: options.Slurm = None,
     quiet: options.Quiet = False,
 ) -> None:
     """List the runs that a table of the paper lacks, as commands; then make them and print the table.
@@ -43,7 +47,8 @@ def reproduce(
     At a terminal it asks before it begins; elsewhere it needs --run.
 
     Commands are made one after the other, benchmark by benchmark; one that fails
-    does not stop the others. Run it again to continue: a run that has a result is
+    does not stop the others. With --jobs or --executor all runs are made at once
+    (see audiocl run --help). Run it again to continue: a run that has a result is
     not made again.
 
     [bold]Examples[/bold]
@@ -54,7 +59,7 @@ def reproduce(
 
       audiocl reproduce table4 --data mini --backbone eat-tiny --run
     """
-    from audiocl_bench.cli.sweep import Sweep, run_sweep
+    from audiocl_bench.cli.sweep import Sweep, run_sweep, run_together
     from audiocl_bench.errors import AudioclError
     from audiocl_bench.report import sheets
 
@@ -78,32 +83,46 @@ def reproduce(
         typer.echo(sheets.render(sheet), nl=False)
         return
     _list(sheet.title, missing, data=sheet.data, results=results)
-    if not (run or _agreed()):
+    together = executor is not None or (jobs or 1) > 1
+    if not (run or _agreed("several at once" if together else "one command after the other")):
         return
+    sweeps = [
+        Sweep(
+            methods=command.methods,
+            benchmarks=command.benchmarks,
+            backbone=command.backbone,
+            protocol=command.protocol or None,
+            orders=command.orders,
+            seeds=command.seeds,
+            data=MINI if command.mini else sheet.data,
+            get_data=get_data,
+            results=results,
+            settings=command.settings,
+            device=device,
+            threads=threads,
+            workers=workers,
+            executor=executor,
+            jobs=jobs,
+            address=address,
+            slurm=tuple(slurm or ()),
+            quiet=quiet,
+        )
+        for command in missing
+    ]
     failures = []
-    for command in missing:
-        typer.echo(f"\n$ {command.text(data=sheet.data, results=results)}")
+    if together:
+        typer.echo("")
         try:
-            run_sweep(
-                Sweep(
-                    methods=command.methods,
-                    benchmarks=command.benchmarks,
-                    backbone=command.backbone,
-                    protocol=command.protocol or None,
-                    orders=command.orders,
-                    seeds=command.seeds,
-                    data=MINI if command.mini else sheet.data,
-                    get_data=get_data,
-                    results=results,
-                    settings=command.settings,
-                    device=device,
-                    threads=threads,
-                    workers=workers,
-                    quiet=quiet,
-                )
-            )
+            run_together(sweeps)
         except AudioclError as error:
             failures.append(str(error))
+    else:
+        for command, sweep in zip(missing, sweeps, strict=True):
+            typer.echo(f"\n$ {command.text(data=sheet.data, results=results)}")
+            try:
+                run_sweep(sweep)
+            except AudioclError as error:
+                failures.append(str(error))
     typer.echo("")
     typer.echo(sheets.render(now()), nl=False)
     if failures:
@@ -118,9 +137,9 @@ def _list(title: str, missing: tuple[Command, ...], *, data: Path | None, result
         typer.echo(command.text(data=data, results=results))
 
 
-def _agreed() -> bool:
+def _agreed(how: str) -> bool:
     """Ask a person at a terminal; a script that did not say --run gets the list only."""
-    if sys.stdin.isatty() and typer.confirm("\nMake them now, one command after the other?"):
+    if sys.stdin.isatty() and typer.confirm(f"\nMake them now, {how}?"):
         return True
-    typer.echo("\nNothing was run. Add --run to make them now, one command after the other.")
+    typer.echo(f"\nNothing was run. Add --run to make them now, {how}.")
     return False

@@ -54,6 +54,10 @@ def run(
     device: options.Device = "auto",
     threads: options.Threads = None,
     workers: options.Workers = None,
+    executor: options.Executor = None,
+    jobs: options.Jobs = None,
+    address: options.Address = None,
+    slurm: options.Slurm = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Run methods on benchmarks and store every prediction.
@@ -61,6 +65,12 @@ def run(
     Runs are the product of methods, benchmarks, orders and seeds. Audio is
     decoded once per corpus. A run that was interrupted continues at its last
     finished session and ends with the same bytes as an unbroken one.
+
+    With --jobs or --executor several runs are made at once. The results are
+    the same; on a CPU to the last bit, if --threads is. A run whose process
+    is lost is given out again and continues. Ctrl-C ends every run after its
+    session, Ctrl-C twice at once; Slurm jobs go on, and the same command
+    waits for them again.
 
     [bold]Examples[/bold]
 
@@ -73,6 +83,12 @@ def run(
       audiocl run -m pace -b esc50 --set msa=false --results ablation/
 
       audiocl run -m my.py:Mine -b my.toml --backbone eat-tiny
+
+      audiocl run -m ncm,pace -b all --orders 0-4 --jobs 4 --threads 2
+
+      audiocl run -m pace -b all --executor ray --address auto
+
+      audiocl run -m pace -b all --executor slurm --slurm partition=gpu
     """
     from audiocl_bench.cli.sweep import Sweep, run_sweep
 
@@ -95,6 +111,10 @@ def run(
             device=device,
             threads=threads,
             workers=workers,
+            executor=executor,
+            jobs=jobs,
+            address=address,
+            slurm=tuple(slurm or ()),
             quiet=quiet,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from rich.console import Console
@@ -10,10 +11,11 @@ from rich.console import Console
 from audiocl_bench.acquire.corpora import Progress
 from audiocl_bench.cli.data import bars
 from audiocl_bench.cli.progress import Display, progress_display
+from audiocl_bench.executors.table import Name, RunTable, run_table
 from audiocl_bench.report.tables import leak_table, runs_table
-from audiocl_bench.sweep import Outcome, Sweep, make
+from audiocl_bench.sweep import Outcome, Sweep, make, make_together
 
-__all__ = ["Sweep", "Terminal", "run_sweep"]
+__all__ = ["Sweep", "Terminal", "run_sweep", "run_together"]
 
 
 class Terminal:
@@ -27,8 +29,12 @@ class Terminal:
         return bars(names, quiet=self._quiet)
 
     def watching(self, total: int) -> AbstractContextManager[Display]:
-        """Show `total` runs."""
+        """Show `total` runs, made one after the other."""
         return progress_display(total, quiet=self._quiet)
+
+    def tabling(self, names: Sequence[Name]) -> AbstractContextManager[RunTable]:
+        """Show runs that an executor makes at once."""
+        return run_table(names, quiet=self._quiet)
 
 
 def run_sweep(sweep: Sweep) -> None:
@@ -37,7 +43,19 @@ def run_sweep(sweep: Sweep) -> None:
     Raises:
         AudioclError: bad input, or at least one run failed (all failures are listed).
     """
-    outcome = make(sweep, Terminal(quiet=sweep.quiet))
+    _tell(make(sweep, Terminal(quiet=sweep.quiet)))
+
+
+def run_together(sweeps: Sequence[Sweep]) -> None:
+    """Make all runs of several sweeps at once, with their executor, and print their table.
+
+    Raises:
+        AudioclError: at least one sweep is wrong or one run failed (all failures are listed).
+    """
+    _tell(make_together(sweeps, Terminal(quiet=sweeps[0].quiet)))
+
+
+def _tell(outcome: Outcome) -> None:
     if outcome.audited:
         Console().print(leak_table(outcome.audited))
     if outcome.done:
