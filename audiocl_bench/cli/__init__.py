@@ -16,6 +16,7 @@ from audiocl_bench.cli.leaderboard import app as leaderboard_app
 from audiocl_bench.cli.listing import app as list_app
 from audiocl_bench.cli.new import new_benchmark, new_method
 from audiocl_bench.cli.plot import app as plot_app
+from audiocl_bench.cli.probe import probe
 from audiocl_bench.cli.reproduce import reproduce
 from audiocl_bench.cli.run import run
 from audiocl_bench.cli.show import show
@@ -88,6 +89,7 @@ app.command("run")(run)
 app.command("show")(show)
 app.command("table")(table)
 app.command("reproduce")(reproduce)
+app.command("probe")(probe)
 app.command("audit")(audit)
 app.command("check")(check)
 app.command("new-method")(new_method)
