@@ -16,6 +16,7 @@ from audiocl_bench.cli.leaderboard import app as leaderboard_app
 from audiocl_bench.cli.listing import app as list_app
 from audiocl_bench.cli.new import new_benchmark, new_method
 from audiocl_bench.cli.plot import app as plot_app
+from audiocl_bench.cli.pretrain import pretrain
 from audiocl_bench.cli.probe import probe
 from audiocl_bench.cli.reproduce import reproduce
 from audiocl_bench.cli.run import run
@@ -50,6 +51,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Class-incremental learning of audio with pretrained models.
 
 A [bold]stream[/bold] of sessions goes in, a [bold]method[/bold] learns them one by one
 without keeping old clips, every prediction is written down, and every number
@@ -95,6 +97,7 @@ app.command("check")(check)
 app.command("new-method")(new_method)
 app.command("new-benchmark")(new_benchmark)
 app.command("doctor")(doctor)
+app.command("pretrain")(pretrain)
 app.command("submit")(submit)
 app.command("verify")(verify)
 app.add_typer(list_app, name="list")
