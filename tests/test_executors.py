@@ -1122,11 +1122,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     on_ray.library()
     from ray.cluster_utils import Cluster
+    from ray.exceptions import RpcError
 
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=small)
-    del small["include_dashboard"]
-    made.second = made.add_node(**small)
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    for attempt in range(3):  # on a busy machine a node may not answer within Ray's own minute
+        try:
+            made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+            made.second = made.add_node(**small)
+            break
+        except (RpcError, RuntimeError, TimeoutError):
+            if attempt == 2:
+                raise
     yield made
     made.shutdown()
 
