@@ -5,8 +5,13 @@
    are really timed, and their mean is scaled to 17 (labelled so).
 2. A stream of small sessions at a fixed ridge: `RidgeHead` grown session by session, against (a) the same row form
    computed from nothing in each session, (b) the published recursion (PACE Eq 2 and 3) on width x width matrices.
+3. `limit`: 315 sessions of two classes and 16 clips, 10,000 features (TIMIT, two speakers a session), against solving
+   from nothing each session and 17 dense float32 solves of width x width. `tune`: the choice of the ridge at its end.
+   `gram`: sessions of 16 clips after more clips than features. `--limit-scale 0.25` takes a quarter of features and
+   sessions.
 
     python benchmarks/heads.py --width 10000
+    python benchmarks/heads.py --parts limit --limit-scale 1
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import scipy.linalg
@@ -159,6 +165,139 @@ def growth(width: int, sessions: int, per_session: int, classes: int, recursion_
     print(f"(recursion keeps {width * width * 8 / 2**20:.0f} MiB plus W).")
 
 
+@cache
+def projection_of(width: int) -> RandomProjection:
+    return RandomProjection.draw(768, width, seed=0)
+
+
+def rows_of(width: int, session: int, per_session: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One session: two classes that nobody else has."""
+    features, labels = clips(per_session, 2, 2 * session, session)
+    return projection_of(width)(features), labels
+
+
+def from_nothing(R: torch.Tensor, Z: torch.Tensor, lam: float) -> torch.Tensor:
+    """W from kept rows, keeping nothing between sessions: the smaller of the two dense systems, factored and solved."""
+    if len(R) < R.shape[1]:
+        K = R @ R.T
+        K.diagonal().add_(lam)
+        return R.T @ torch.cholesky_solve(Z, torch.linalg.cholesky(K))
+    G = R.T @ R
+    G.diagonal().add_(lam)
+    return torch.cholesky_solve(R.T @ Z, torch.linalg.cholesky(G))
+
+
+def dense_float32_seconds(width: int, classes: int) -> float:
+    """Seconds of one of the 17 solves of RanPAC's search as published: float32, width x width, `classes` columns."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(width, 64, generator=generator)
+    G, Q = half @ half.T, torch.randn(width, classes, generator=generator)
+    G.diagonal().add_(1e3)
+    return timed(lambda: torch.linalg.solve(G, Q))[0]
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float(torch.linalg.matrix_norm(got - want) / torch.linalg.matrix_norm(want))
+
+
+def limit(scale: float, lam: float = 1e4, per_session: int = 16) -> None:
+    width, sessions = max(int(10000 * scale), 64), max(int(315 * scale), 5)
+    marks = sorted({max(round(at * sessions / 315), 1) for at in (1, 50, 100, 200, 315)})
+    head, kept = RidgeHead(width), []
+    spent: list[tuple[float, float, float, float]] = []
+    table = []
+    dense = dense_float32_seconds(width, 2 * sessions)
+    for t in range(sessions):
+        H, labels = rows_of(width, t, per_session)
+        kept.append((H, labels))
+        seen = 2 * (t + 1)
+        update = timed(partial(head.update, H, labels, seen))[0]
+        solve = timed(partial(head.solve, lam))[0]
+        logits = timed(partial(head.logits, H))[0]
+        search = timed(partial(choose_lambda, H, labels, seen, seed=0))[0]
+        spent.append((update, solve, logits, search))
+        if t + 1 in marks:
+            R = torch.cat([rows for rows, _ in kept])
+            Z = torch.eye(seen, dtype=torch.float64)[torch.cat([y for _, y in kept])]
+            nothing, W = timed(partial(from_nothing, R, Z, lam))
+            assert isinstance(W, torch.Tensor)
+            parts = np.median(np.array(spent[max(0, t - 4) :]), axis=0)
+            mine = float(parts[:2].sum())
+            table.append(
+                [t + 1, len(R), *parts, nothing, nothing / mine, 17 * dense / mine, relative(head.solve(lam), W)]
+            )
+    print(
+        f"\nThe limit: {sessions} sessions x {per_session} clips x 2 classes, width {width}, ridge {lam:g}: rows form"
+    )
+    titles = ["session", "clips", "update", "solve", "logits of 16", "search of 17", "from nothing"]
+    titles += ["x (update + solve)", "17 float32 solves: x", "error of W"]
+    formats = ("", "", ".3f", ".3f", ".3f", ".3f", ".3f", ".1f", ".1f", ".0e")
+    print(tabulate(table, headers=titles, floatfmt=formats))
+    print("Seconds: median of the last five sessions; from nothing: one call.")
+    total = np.array(spent).sum(0)
+    print(f"all sessions: update {total[0]:.1f} s, solve {total[1]:.1f} s, search {total[3]:.1f} s;", end=" ")
+    print(f"kept {head.nbytes / 2**20:.0f} MiB. One dense float32 solve: {dense:.2f} s (17 scaled from one).")
+
+
+def tune(scale: float, per_session: int = 16) -> None:
+    """The choice of the ridge over everything seen at the end of the limit's stream, made once per growth by half."""
+    width, sessions = max(int(10000 * scale), 64), max(int(315 * scale), 5)
+    head = RidgeHead(width)
+    for t in range(sessions):
+        head.update(*rows_of(width, t, per_session), 2 * (t + 1))
+    head.solve(1e4)
+    seconds, lam = timed(head.tune)
+    print(
+        f"\nA choice by cross-validation over {len(LAMBDAS)} candidates and {head.num_samples} clips, with its solve:"
+    )
+    print(
+        f"{seconds:.1f} s, {seconds / head.num_samples * per_session:.3f} s a session if shared by {sessions}", end=" "
+    )
+    print(f"(ridge {lam:g}).")
+
+
+def limit_gram(scale: float, lam: float = 1e4, per_session: int = 16, sessions: int = 6) -> None:
+    width, classes = max(int(10000 * scale), 256), max(int(630 * scale), 4)
+    head = RidgeHead(width)
+    generator = torch.Generator().manual_seed(1)
+    projection = projection_of(width)
+    centres = torch.randn(classes, 768, generator=generator, dtype=torch.float64)
+
+    def draw(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.randint(classes, (rows,), generator=generator)
+        return projection(centres[labels] + torch.randn(rows, 768, generator=generator, dtype=torch.float64)), labels
+
+    for _ in range(width // 512 + 1):
+        head.update(*draw(512), classes)
+    head.update(*draw(per_session), classes)
+    first = timed(lambda: head.solve(lam))[0]
+    grown = []
+    for _ in range(sessions):
+        H, labels = draw(per_session)
+        update = timed(partial(head.update, H, labels, classes))[0]
+        grown.append(update + timed(partial(head.solve, lam))[0])
+    G, Q = head.gram()
+
+    def again() -> torch.Tensor:
+        A = G.clone()
+        A.diagonal().add_(lam)
+        return torch.cholesky_solve(Q, torch.linalg.cholesky(A))
+
+    nothing, W = timed(again)
+    assert isinstance(W, torch.Tensor)
+    here = float(np.median(grown))
+    waiting = max(width // 16 // per_session, 1)
+    print(f"\nGram form: width {width}, {classes} classes, {head.num_samples} clips, sessions of {per_session}")
+    table = [
+        ["factored and solved (once in " + str(waiting) + " sessions)", first, first / here],
+        [f"grown, median of {sessions}", here, 1.0],
+        ["grown, with the share of the factorisation", here + first / waiting, 1 + first / waiting / here],
+        ["G + lam I factored and solved each session", nothing, nothing / here],
+    ]
+    print(tabulate(table, headers=["", "seconds", "x grown"], floatfmt=("", ".3f", ".1f")))
+    print(f"W differs from the batch solution by {relative(head.solve(lam), W):.0e} (relative).")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=4096, help="random features in the one-session part")
@@ -168,12 +307,20 @@ def main() -> None:
     parser.add_argument("--growth-width", type=int, default=8192)
     parser.add_argument("--growth-sessions", type=int, default=315, help="0 skips the stream")
     parser.add_argument("--recursion-steps", type=int, default=3)
+    share = "share of 10,000 features and 315 sessions in limit, tune and gram; 0 skips them"
+    parser.add_argument("--limit-scale", type=float, default=0.2, help=share)
+    parts = ("session", "growth", "limit", "tune", "gram")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to measure; default: all")
     arguments = parser.parse_args()
     dense = min(max(arguments.dense_solves, 1), len(LAMBDAS))
     print(f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}", end="")
     print(f", load average {os.getloadavg()[0]:.1f} at the start")
-    one_session(arguments.width, arguments.clips, arguments.classes, dense)
-    if arguments.growth_sessions:
+    if "session" in arguments.parts:
+        one_session(arguments.width, arguments.clips, arguments.classes, dense)
+    for name, part in (("limit", limit), ("tune", tune), ("gram", limit_gram)):
+        if arguments.limit_scale and name in arguments.parts:
+            part(arguments.limit_scale)
+    if arguments.growth_sessions and "growth" in arguments.parts:
         growth(arguments.growth_width, arguments.growth_sessions, 16, 2, max(arguments.recursion_steps, 1))
 
 

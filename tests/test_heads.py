@@ -25,6 +25,7 @@ from audiocl_bench.heads import (
     choose_lambda,
     holdout,
     one_hot,
+    ridge,
     ridge_loo,
     ridge_path,
     search,
@@ -328,6 +329,175 @@ def test_large_update_in_chunks_equals_small_ones(monkeypatch: pytest.MonkeyPatc
     assert error(small.solve(1.0), batch_ridge(H[:290], labels[:290], small.num_classes, 1.0)) < 1e-9
 
 
+# ------------------------------------------------------------------------------------- many small sessions, one ridge
+
+
+def small_sessions(rows: int, width: int, spread: float, seed: int = 0, dim: int = 48) -> tuple[Tensor, Tensor]:
+    """Rows sorted by class, two new classes each eight rows; feature scales differ by 10^+-spread."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(rows) // 8 * 2 + np.arange(rows) % 2
+    raw = generator.normal(size=(labels.max() + 1, dim))[labels] + 0.5 * generator.normal(size=(rows, dim))
+    H = np.maximum(raw @ generator.normal(size=(dim, width)), 0.0) * 10.0 ** generator.uniform(-spread, spread, width)
+    return torch.from_numpy(H), torch.from_numpy(labels)
+
+
+def svd_ridge(H: Tensor, labels: Tensor, classes: int, lam: float) -> np.ndarray:
+    """Batch ridge that never squares H, hence right where the normal equations lose digits."""
+    U, s, Vt = np.linalg.svd(H.numpy(), full_matrices=False)
+    return (Vt.T * (s / (s * s + lam))) @ (U.T @ np.eye(classes)[labels.numpy()])
+
+
+def grown(H: Tensor, labels: Tensor, lam: float, step: int) -> RidgeHead:
+    head = RidgeHead(H.shape[1])
+    for start in range(0, len(H), step):
+        head.update(H[start : start + step], labels[start : start + step], int(labels[: start + step].max()) + 1)
+        head.solve(lam)
+    return head
+
+
+def solved_once(H: Tensor, labels: Tensor, lam: float, step: int) -> Tensor:
+    """The same statistics, factored once at the end: what float64 can give without growing."""
+    return fed(H, labels, step).solve(lam)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(392, 480), (640, 320)])
+@pytest.mark.parametrize("relative", [1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_long_streams_of_small_sessions_equal_the_batch(rows: int, width: int, relative: float, spread: float) -> None:
+    H, labels = small_sessions(rows, width, spread)
+    lam = relative * float(torch.linalg.matrix_norm(H, 2)) ** 2
+    head = grown(H, labels, lam, 8)
+    want = svd_ridge(H, labels, head.num_classes, lam)
+    once = solved_once(H, labels, lam, 8)
+    assert error(head.solve(lam), want) < 1e-9 + 2 * error(once, want)
+    assert error(head.logits(H), H.numpy() @ want) < 1e-9 + 2 * error(H @ once, H.numpy() @ want)
+    if relative >= 1e-9 or spread == 0:
+        assert error(head.solve(lam), want) < 1e-7
+
+
+@pytest.mark.parametrize(("rows", "width"), [(200, 240), (400, 160)])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+@pytest.mark.parametrize("lam", [1e-8, 1e-2, 1e3])
+def test_nearly_repeated_features_lose_no_more_digits_than_a_batch(
+    rows: int, width: int, noise: float, lam: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    _, labels = small_sessions(rows, width, 0.0)
+    low = torch.randn(rows, 12, generator=generator, dtype=torch.float64)
+    H = low @ torch.randn(12, width, generator=generator, dtype=torch.float64)
+    H += noise * torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    head = grown(H, labels, lam, 8)
+    want = H.numpy() @ svd_ridge(H, labels, head.num_classes, lam)
+    assert error(H @ head.solve(lam), want) < 1e-7 + 10 * error(H @ solved_once(H, labels, lam, 8), want)
+
+
+@pytest.mark.parametrize("panel", [4, 11, 512])
+def test_algebra_in_tiles_equals_the_whole(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_linalg, "PANEL", panel)
+    generator = torch.Generator().manual_seed(0)
+    buffer = torch.randn(40, 40, generator=generator, dtype=torch.float64)  # the upper triangle must not be read
+    buffer.diagonal().add_(20.0)
+    L, X = buffer[:31, :31], torch.randn(31, 7, generator=generator, dtype=torch.float64)
+    inverse = np.linalg.inv(np.tril(L.numpy()))
+    for form in (L, L.T.contiguous().T):
+        assert error(_linalg.lower_solve(form, X), inverse @ X.numpy()) < 1e-13
+        assert error(_linalg.lower_transposed_solve(form, X), inverse.T @ X.numpy()) < 1e-13
+        assert error(_linalg.right_lower_solve(form, X.T), X.T.numpy() @ inverse) < 1e-13
+    assert error(_linalg.lower_gram_of_rows(X).tril(), np.tril(X.numpy() @ X.numpy().T)) < 1e-13
+
+
+@pytest.mark.parametrize(("first", "width"), [(64, 400), (240, 200)])
+def test_a_small_session_factors_only_its_own_rows(first: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    H, labels = small_sessions(first + 32, width, 0.0)
+    head = grown(H[:first], labels[:first], 1.0, 8)
+    head.update(H[first:first], labels[first:first], head.num_classes)
+    factored: list[int] = []
+    real = ridge.cholesky
+    monkeypatch.setattr(ridge, "cholesky", lambda A: factored.append(len(A)) or real(A))
+    monkeypatch.setattr(head, "_solve_at_once", lambda *_: pytest.fail("solved anew"))
+    folds = 0
+    for start in range(first, first + 32, 4):
+        part = slice(start, start + 4)
+        head.update(H[part], labels[part], int(labels[: part.stop].max()) + 1)
+        before = head.solve(1.0)
+        copy = before.clone()
+        if head.form == "gram" and factored[-1] == width:
+            folds += 1
+        head.logits(H)
+        assert torch.equal(before, copy)
+    assert folds <= 3  # at most 12 of 32 rows may wait beside G
+    assert factored.count(4) + folds == 8
+    want = svd_ridge(H, labels, head.num_classes, 1.0)
+    assert error(head.solve(1.0), want) < 1e-9
+
+
+def test_waiting_rows_are_kept_counted_and_bounded() -> None:
+    H, labels = small_sessions(600, 160, 0.0)
+    head, most = RidgeHead(160), 0
+    for start in range(0, 600, 3):
+        head.update(H[start : start + 3], labels[start : start + 3], int(labels.max()) + 1)
+        head.solve(10.0)
+        state = head.state_dict()
+        assert head.nbytes == sum(value.nbytes for value in state.values())
+        if head.form == "gram":
+            most = max(most, len(state["R"]))
+            G, Q = head.gram()
+            assert error(G, H[: start + 3].T @ H[: start + 3]) < 1e-12
+            assert torch.equal(G, G.T)
+            assert error(Q, H[: start + 3].T @ one_hot(labels[: start + 3], Q.shape[1])) < 1e-12
+    assert most == 9  # 160 // 16 = 10 in steps of three
+    head.update(H, labels, head.num_classes)  # a large session does not wait
+    assert not len(head.state_dict()["R"])
+    assert error(head.solve(10.0), 2 * svd_ridge(H, labels, head.num_classes, 5.0) / 2) < 1e-10
+
+
+@pytest.mark.parametrize("width", [160, 900])
+@pytest.mark.parametrize("cut", [1, 2, 11, 20, 33, 40, 59])
+def test_small_sessions_resume_bit_for_bit(width: int, cut: int) -> None:
+    """Sessions with and without a solve, new classes, a changed ridge and a tuned one; resumed twice in a row."""
+    H, labels = small_sessions(360, width, 0.5)
+    whole, resumed = RidgeHead(width), RidgeHead(width)
+    for step in range(60):
+        part = slice(6 * step, 6 * step + 6)
+        if step in (cut, cut + 1):
+            again = RidgeHead(width)
+            again.load_state_dict({key: value.clone() for key, value in resumed.state_dict().items()})
+            resumed = again
+        for head in (whole, resumed):
+            head.update(H[part], labels[part], int(labels[: part.stop].max()) + 1)
+            if step == 50:
+                head.tune((1.0, 100.0, 1e4))
+            elif step % 7 != 3:
+                head.solve(5.0 if step < 30 else 50.0)
+        if head.lam is not None:
+            assert torch.equal(whole.logits(H[:5]), resumed.logits(H[:5]))
+        for key, value in whole.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+@given(
+    width=st.integers(16, 90),
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=25),
+    solved=st.integers(1, 4),
+    exponent=st.integers(-6, 6),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_sizes_and_solves_equal_the_batch(
+    width: int, sizes: list[int], solved: int, exponent: int, seed: int
+) -> None:
+    count = max(sum(sizes), 1)
+    H, labels = small_sessions(count, width, 1.0, seed)
+    head, at = RidgeHead(width), 0
+    for number, size in enumerate([*sizes, count - sum(sizes)]):
+        head.update(H[at : at + size], labels[at : at + size], int(labels.max()) + 1)
+        at += size
+        if number % solved == 0:
+            head.solve(10.0**exponent)
+    want = H.numpy() @ svd_ridge(H, labels, head.num_classes, 10.0**exponent)
+    np.testing.assert_allclose(head.logits(H) if head.lam else H @ head.solve(1.0), want, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------ choosing the ridge
 
 
@@ -602,10 +772,12 @@ def test_a_state_of_another_width_is_refused() -> None:
             with pytest.raises(ValueError, match="shape"):
                 other.load_state_dict(head.state_dict())
             assert other.num_samples == 0
-    ridge = RidgeHead(12)
-    ridge.update(H[:8], labels[:8], 5)
+    small = RidgeHead(12)
+    small.update(H[:8], labels[:8], 5)
     with pytest.raises(ValueError, match="sum to"):
-        RidgeHead(12).load_state_dict(ridge.state_dict() | {"blocks": torch.tensor([7])})
+        RidgeHead(12).load_state_dict(small.state_dict() | {"blocks": torch.tensor([7])})
+    with pytest.raises(ValueError, match="bases"):
+        RidgeHead(12).load_state_dict(small.state_dict() | {"bases": torch.tensor([0, 99, 0, 0, 0, 0])})
 
 
 def test_an_empty_state_goes_round() -> None:

@@ -34,6 +34,18 @@ def lower_transposed_solve(L: Tensor, B: Tensor) -> Tensor:
     return X
 
 
+def right_lower_solve(L: Tensor, B: Tensor) -> Tensor:
+    """Return B L^-1 for lower-triangular L [n, n], B [k, n]: (L^-T B^T)^T, faster for few rows of a row-major L."""
+    X = B.clone(memory_format=torch.contiguous_format)
+    for start in reversed(range(0, L.shape[0], PANEL)):
+        stop = min(start + PANEL, L.shape[0])
+        tile = L[start:stop, start:stop]
+        X[:, start:stop] = torch.linalg.solve_triangular(tile, X[:, start:stop], upper=False, left=False)
+        if start:
+            X[:, :start].addmm_(X[:, start:stop], L[start:stop, :start], alpha=-1)
+    return X
+
+
 def cholesky(A: Tensor) -> Tensor | None:
     """Return the lower Cholesky factor of A (its lower triangle is read), or None if A is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(A)
@@ -51,6 +63,15 @@ def add_gram(G: Tensor, H: Tensor) -> None:
     for start in range(0, G.shape[0], PANEL):
         stop = min(start + PANEL, G.shape[0])
         G[start:stop, :stop].addmm_(H[:, start:stop].T, H[:, :stop])
+
+
+def lower_gram_of_rows(X: Tensor) -> Tensor:
+    """Return X X^T, its lower triangle (other entries are zero or of the diagonal tiles), in half the full work."""
+    K = X.new_zeros(X.shape[0], X.shape[0])
+    for start in range(0, X.shape[0], PANEL):
+        stop = min(start + PANEL, X.shape[0])
+        K[start:stop, :stop] = X[start:stop] @ X[:stop].T
+    return K
 
 
 def pack_lower(G: Tensor) -> Tensor:

@@ -18,9 +18,12 @@ from audiocl_bench.heads._linalg import (
     lower_solve,
     lower_transposed_solve,
     pack_lower,
+    right_lower_solve,
     unpack_lower,
 )
 from audiocl_bench.heads.search import LAMBDAS, candidates_of, first_minimum
+
+_TAIL = 16  # a Gram matrix lets up to width / _TAIL rows wait beside it, so kept bytes rise by an eighth at most
 
 
 class RidgeHead:
@@ -34,9 +37,22 @@ class RidgeHead:
 
     * n < width: rows [R Z], block by block an orthogonal rotation of [H Y]. R^T R = H^T H and R^T Z = H^T Y, so W is
       unchanged, and each update's block is a function of that update's Gram matrix and class sums alone: single clips
-      are not stored. W = R^T (R R^T + lam I)^-1 Z costs n^2 instead of width^2 per unknown, and with a fixed ridge
-      the Cholesky factor of R R^T + lam I grows by the new rows only.
+      are not stored. W = R^T (R R^T + lam I)^-1 Z costs n^2 instead of width^2 per unknown.
     * n >= width: G = H^T H (lower triangle) and Q = H^T Y, Cholesky of G + lam I.
+
+    While the ridge stays, nothing is factored or solved anew for a few new rows [R2 Z2]. With P = (G + lam I)^-1 of all
+    rows before, PACE Eq 2 and 3 read
+
+        L22 L22^T = I + R2 P R2^T,    V2 = L22^-1 R2 P,    P <- P - V2^T V2,    W <- W + V2^T L22^-1 (Z2 - R2 W)
+
+    * rows: P is never formed. With L L^T = R R^T + lam I grown by rows, lam P R2^T = R2^T - R^T (L L^T)^-1 R R2^T, and
+      L22 (times lam^1/2) is the new diagonal block of L. A session of q rows costs about 2 q n width.
+    * Gram: new rows wait beside G, at most width / 16 of them. L factors the waiting-free G + lam I, so that with
+      F = L^-1 R^T and Phi (the rows of V) in the coordinates of L, the matrix to factor is I + F^T F, never worse than
+      the identity: 2 q width^2, and a factorisation each time the waiting rows are folded into G.
+
+    Down to ridges of 1e-15 ||H||^2 (tests/test_heads.py), W grown so is as near to the exact solution as one
+    factorisation of the same statistics. Where growing would cost more, W is solved at once from the same L.
 
     All features are float64 inside, whatever their type outside. Labels may appear in any order and classes may be
     added at any time; a class without samples has a zero column.
@@ -56,18 +72,27 @@ class RidgeHead:
         self._weights: Tensor | None = None
         # Square-root form.
         self._rows = 0
-        self._blocks: list[int] = []
+        self._blocks: list[int] = []  # rows of each block
+        self._block_classes: list[int] = []  # classes seen when it came
         self._R = torch.empty(0, width, dtype=torch.float64)
         self._Z = torch.empty(0, 0, dtype=torch.float64)
         # Gram form.
         self._G: Tensor | None = None
         self._Q: Tensor | None = None
-        # Derived from R, never saved: K = R R^T and L L^T = K + lam I, both [rows, rows] in growing buffers.
+        # Derived, never saved: K = R R^T and L L^T = K + lam I, both [rows, rows] in growing buffers; in the Gram form
+        # L L^T = G + lam I without the waiting rows, and Phi for these. W covers the first `_W_blocks` blocks.
         self._K = torch.empty(0, 0, dtype=torch.float64)
         self._K_blocks = 0
         self._L = torch.empty(0, 0, dtype=torch.float64)
         self._L_blocks = 0
-        self._L_base = 0  # rows of L that came from one factorisation; the others were grown block by block
+        self._Phi = torch.empty(0, width, dtype=torch.float64)
+        self._W: Tensor | None = None
+        self._W_blocks = 0
+        # Where L and W were last computed at once, and not grown: with it, the same bits can be computed again.
+        self._L_base = 0  # rows of that factor (Gram form: width); 0 where there is none
+        self._W_base = 0  # rows of that solve (Gram form: width)
+        self._W_classes = 0  # its columns
+        self._last = 0  # rows of the last update: after a large one, no factor is kept for small ones
 
     @property
     def num_samples(self) -> int:
@@ -92,18 +117,19 @@ class RidgeHead:
     @property
     def nbytes(self) -> int:
         """Bytes kept between sessions, i.e. the size of `state_dict()`."""
-        if self._G is None:
-            numbers = self._rows * (self.width + self._classes) + len(self._blocks)
-        else:
-            numbers = self.width * (self.width + 1) // 2 + self.width * self._classes
-        return 8 * (numbers + 6)
+        numbers = self._rows * (self.width + self._classes) + 2 * len(self._blocks)
+        if self._G is not None:
+            numbers += self.width * (self.width + 1) // 2 + self.width * self._classes
+        return 8 * (numbers + 12)
 
     def gram(self) -> tuple[Tensor, Tensor]:
         """Return (G = H^T H [width, width], Q = H^T Y [width, C]) over everything seen, for inspection."""
-        if self._G is not None and self._Q is not None:
-            return torch.tril(self._G) + torch.tril(self._G, -1).T, self._Q.clone()
         R, Z = self._kept_rows()
-        return R.T @ R, R.T @ Z
+        if self._G is None or self._Q is None:
+            return R.T @ R, R.T @ Z
+        G = self._G.clone()
+        add_gram(G, R)
+        return G.tril_() + torch.tril(G, -1).T, torch.addmm(self._Q, R.T, Z)
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return (R [r, width], Z [r, C]) while statistics are kept as rows: R^T R = G and R^T Z = Q. Not copied.
@@ -135,7 +161,7 @@ class RidgeHead:
         self._forget_rows()
         self._reserve(rank)
         self._R[:rank], self._Z[:rank] = R, Z
-        self._rows, self._blocks, self._weights = rank, [rank], None
+        self._rows, self._blocks, self._block_classes, self._weights = rank, [rank], [self._classes], None
 
     # ............................................................................................ learning
 
@@ -154,24 +180,42 @@ class RidgeHead:
         self._weights = None
         if self._G is None and self._rows + H.shape[0] >= self.width:
             self._to_gram()
+        if self._G is not None and not self._may_wait(H.shape[0]):
+            self._fold()
+        waits = self._G is None or self._L_base > 0
         for start in range(0, H.shape[0], _linalg.CHUNK):
             part = H[start : start + _linalg.CHUNK]
             targets = one_hot(labels[start : start + _linalg.CHUNK], num_classes)
-            if self._G is None:
+            if waits:
                 self._append_block(part, targets)
             else:
+                assert self._G is not None
                 assert self._Q is not None
                 add_gram(self._G, part)  # RanPAC: G += sum h h^T
                 self._Q.addmm_(part.T, targets)  # RanPAC: Q += sum h onehot(y)^T
         self._samples += H.shape[0]
+        self._last = H.shape[0] or self._last
+
+    def _may_wait(self, rows: int) -> bool:
+        """Whether that many new rows may wait beside G for the factor that is there."""
+        return self._L_base > 0 and self._rows + rows <= self.width // _TAIL
+
+    def _fold(self) -> None:
+        """Add the waiting rows to G and Q; the factor is out of date then."""
+        assert self._G is not None
+        assert self._Q is not None
+        R, Z = self._kept_rows()
+        if len(R):
+            add_gram(self._G, R)
+            self._Q = torch.addmm(self._Q, R.T, Z)
+        self._forget_rows()
 
     def _add_classes(self, num_classes: int) -> None:
         if num_classes == self._classes:
             return
         if self._Q is not None:
             self._Q = torch.nn.functional.pad(self._Q, (0, num_classes - self._classes))
-        else:
-            self._Z = torch.nn.functional.pad(self._Z, (0, num_classes - self._classes))
+        self._Z = torch.nn.functional.pad(self._Z, (0, num_classes - self._classes))
         self._classes = num_classes
 
     def _kept_rows(self) -> tuple[Tensor, Tensor]:
@@ -187,6 +231,7 @@ class RidgeHead:
         torch.mm(U.T, Y, out=self._Z[self._rows : self._rows + count])
         self._rows += count
         self._blocks.append(count)
+        self._block_classes.append(Y.shape[1])
 
     def _reserve(self, rows: int) -> None:
         """Make room for `rows` rows. Untouched room costs no memory, so the buffers double."""
@@ -208,7 +253,7 @@ class RidgeHead:
         self._forget_rows()
 
     def _forget_rows(self) -> None:
-        self._rows, self._blocks = 0, []
+        self._rows, self._blocks, self._block_classes = 0, [], []
         self._R = torch.empty(0, self.width, dtype=torch.float64)
         self._Z = torch.empty(0, self._classes, dtype=torch.float64)
         self._K, self._K_blocks = torch.empty(0, 0, dtype=torch.float64), 0
@@ -216,6 +261,8 @@ class RidgeHead:
 
     def _forget_factor(self) -> None:
         self._L, self._L_blocks, self._L_base = torch.empty(0, 0, dtype=torch.float64), 0, 0
+        self._Phi = torch.empty(0, self.width, dtype=torch.float64)
+        self._W, self._W_blocks, self._W_base, self._W_classes = None, 0, 0, 0
 
     # ............................................................................................. solving
 
@@ -241,13 +288,70 @@ class RidgeHead:
     def _solve_gram(self, lam: float) -> Tensor:
         assert self._G is not None
         assert self._Q is not None
+        # Resumed: the factor and W that were there before the waiting rows.
+        if self._L_base and not len(self._L) and not self._factor_gram(lam, self._W_classes):
+            self._forget_factor()
+        if self._L_base and self._grow_weights_gram():
+            return self._all_columns()
+        self._fold()
+        if not self._factor_gram(lam, self._classes):  # lam is below the rounding of G: its spectrum is cut at zero
+            values, V = eigh(self._G)
+            return V @ ((V.T @ self._Q) / (values + lam)[:, None])
+        weights = self._all_columns()
+        if self._last > self.width // _TAIL:  # the next session will hardly be small enough to wait
+            self._forget_factor()
+        return weights
+
+    def _factor_gram(self, lam: float, classes: int) -> bool:
+        """Factor G + lam I and solve for W at once, leaving out the waiting rows; False where it is not definite."""
+        assert self._G is not None
+        assert self._Q is not None
         A = self._G.clone()
-        A.diagonal().add_(lam)  # A = R_t^-1 of PACE Eq 2, kept un-inverted
+        A.diagonal().add_(lam)
         L = cholesky(A)
-        if L is not None:
-            return torch.cholesky_solve(self._Q, L)  # W_t = R_t Q: closed form of PACE Eq 3, RanPAC W_o
-        values, V = eigh(self._G)  # lam is below the rounding of G: the spectrum is cut at zero instead
-        return V @ ((V.T @ self._Q) / (values + lam)[:, None])
+        if L is None:
+            return False
+        self._L, self._L_base, self._W_base, self._W_classes = L, self.width, self.width, classes
+        # W_t = R_t Q: closed form of PACE Eq 3, RanPAC W_o
+        self._W, self._W_blocks = torch.cholesky_solve(self._Q[:, :classes].contiguous(), L), 0
+        return True
+
+    def _grow_weights_gram(self) -> bool:
+        """Take the waiting rows into W, block by block; False where a block of I + F^T F overflows."""
+        L = self._L
+        for start, stop in self._extents(self._W_blocks):
+            if not len(self._Phi):
+                self._Phi = L.new_empty(self.width // _TAIL, self.width)
+            R, known = self._R[start:stop], self._Phi[:start]
+            F = lower_solve(L, R.T.contiguous())
+            L21 = F.T @ known.T
+            schur = F.T @ F - L21 @ L21.T
+            schur.diagonal().add_(1.0)
+            L22 = cholesky(schur)
+            if L22 is None:
+                return False
+            phi = torch.linalg.solve_triangular(L22, F.T - L21 @ known, upper=False)
+            self._Phi[start:stop] = phi
+            self._add_to_weights(start, stop, lower_transposed_solve(L, phi.T.contiguous()), L22)
+        return True
+
+    def _add_to_weights(self, start: int, stop: int, V: Tensor, L22: Tensor) -> None:
+        """Take block [start, stop) into W: W + V L22^-1 (Z - R W), with V [width, stop - start]."""
+        # The classes seen when the block came, not those of today: then it never matters when `solve` was called.
+        W = self._columns(self._block_classes[self._W_blocks])
+        innovation = self._Z[start:stop, : W.shape[1]] - self._R[start:stop] @ W
+        step = torch.linalg.solve_triangular(L22, innovation, upper=False)
+        self._W = torch.addmm(W, V, step) if W is self._W else W.addmm_(V, step)  # what `solve` returned stays as it is
+        self._W_blocks += 1
+
+    def _columns(self, classes: int) -> Tensor:
+        """W with zero columns up to `classes`: classes that came later have no row in what W covers."""
+        assert self._W is not None
+        missing = classes - self._W.shape[1]
+        return torch.nn.functional.pad(self._W, (0, missing)) if missing > 0 else self._W
+
+    def _all_columns(self) -> Tensor:
+        return self._columns(self._classes)
 
     def _solve_rows(self, lam: float) -> Tensor:
         R, Z = self._kept_rows()
@@ -255,12 +359,46 @@ class RidgeHead:
             return torch.zeros(self.width, self._classes, dtype=torch.float64)
         self._grow_gram_of_rows()
         if self._grow_factor(lam):
-            L = self._L[: self._rows, : self._rows]
-            alpha = lower_transposed_solve(L, lower_solve(L, Z))
-        else:  # lam is below the rounding of K: the spectrum is cut at zero instead
-            values, U = eigh(self._K[: self._rows, : self._rows])
-            alpha = U @ ((U.T @ Z) / (values + lam)[:, None])
-        return R.T @ alpha  # push-through identity: R^T (R R^T + lam I)^-1 Z = (R^T R + lam I)^-1 R^T Z
+            self._grow_weights_rows()
+            return self._all_columns()
+        # lam is below the rounding of K: the spectrum is cut at zero instead
+        values, U = eigh(self._K[: self._rows, : self._rows])
+        return R.T @ (U @ ((U.T @ Z) / (values + lam)[:, None]))
+
+    def _grow_weights_rows(self) -> None:
+        """Bring W up to date with L: block by block, or at once where that is cheaper."""
+        if self._W_base and self._W is None:  # resumed: solved and grown over the same blocks as before
+            covered = self._W_blocks
+            self._solve_at_once(self._W_base, self._W_classes)
+            self._grow_weights_to(covered)
+        pending = list(self._extents(self._W_blocks))
+        n, width, classes = self._rows, self.width, self._classes
+        grown = sum((stop - start) * (start * (width + start) + 2 * width * classes) for start, stop in pending)
+        if not self._W_base or grown > n * classes * (n + width):
+            self._solve_at_once(n, classes)
+        else:
+            self._grow_weights_to(len(self._blocks))
+
+    def _grow_weights_to(self, blocks: int) -> None:
+        """Take blocks into W until it covers that many."""
+        for start, stop in list(self._extents(self._W_blocks))[: blocks - self._W_blocks]:
+            L21, L22 = self._L[start:stop, :start], self._L[start:stop, start:stop]
+            before = right_lower_solve(self._L[:start, :start], L21)  # R2 R^T (L L^T)^-1
+            residual = self._R[start:stop] - before @ self._R[:start]  # lam R2 P
+            V = torch.linalg.solve_triangular(L22, residual, upper=False)
+            self._add_to_weights(start, stop, V.T, L22)
+
+    def _solve_at_once(self, rows: int, classes: int) -> None:
+        """Compute W of the first `rows` rows from L by two triangular solves."""
+        L = self._L[:rows, :rows]
+        alpha = lower_transposed_solve(L, lower_solve(L, self._Z[:rows, :classes].contiguous()))
+        # push-through identity: R^T (R R^T + lam I)^-1 Z = (R^T R + lam I)^-1 R^T Z
+        self._W = self._R[:rows].T @ alpha
+        self._W_base, self._W_classes, self._W_blocks = rows, classes, self._blocks_within(rows)
+
+    def _blocks_within(self, rows: int) -> int:
+        """How many blocks the first `rows` rows are."""
+        return sum(stop <= rows for _, stop in self._extents(0))
 
     def _extents(self, first: int) -> Iterator[tuple[int, int]]:
         """Yield (start row, stop row) of the blocks from number `first` on."""
@@ -287,6 +425,8 @@ class RidgeHead:
 
     def _grow_factor(self, lam: float) -> bool:
         """Bring L with L L^T = K + lam I up to date; return False where K + lam I is not positive definite."""
+        if self._L_base and not len(self._L) and not self._factor(lam, self._L_base):  # resumed
+            self._forget_factor()
         if self._L_base:
             self._L = self._square(self._L, sum(self._blocks[: self._L_blocks]))
             for start, stop in self._extents(self._L_blocks):
@@ -312,12 +452,7 @@ class RidgeHead:
             return False
         self._L = self._square(torch.empty(0, 0, dtype=torch.float64), 0)
         self._L[:rows, :rows] = L
-        self._L_base = rows
-        done = 0
-        for number, count in enumerate(self._blocks, 1):
-            done += count
-            if done == rows:
-                self._L_blocks = number
+        self._L_base, self._L_blocks = rows, self._blocks_within(rows)
         return True
 
     def tune(self, lambdas: Sequence[float] = LAMBDAS, *, growth: float = 1.5) -> float:
@@ -357,6 +492,7 @@ class RidgeHead:
                 float(n * (energy / (values + lam) ** 2).sum() / (1 / (values + lam)).sum() ** 2) for lam in candidates
             ]
         assert self._Q is not None
+        self._fold()
         values, V = eigh(self._G)  # H^T H = V diag(v) V^T
         # ||u_k^T Y||^2 for H's left singular vectors u_k: how much of Y lies along each. The eigenvalues below the
         # rounding of G carry none that can be told from noise.
@@ -392,16 +528,22 @@ class RidgeHead:
     def state_dict(self) -> State:
         """Return everything kept, as plain tensors; `load_state_dict` continues bit for bit."""
         lam = float("nan") if self._lam is None else self._lam
+        R, Z = self._kept_rows()
+        bases = [int(self._G is not None), self._L_base, self._W_base, self._W_classes, self._W_blocks, self._last]
         state = {
             "counts": torch.tensor(
-                [self._samples, self._classes, self._rows, self._L_base, self._tuned_at], dtype=torch.int64
+                [self._samples, self._classes, self._rows, len(self._blocks), self._tuned_at], dtype=torch.int64
             ),
+            "bases": torch.tensor(bases, dtype=torch.int64),
             "lam": torch.tensor(lam, dtype=torch.float64),
+            "R": R.clone(),
+            "Z": Z.clone(),
+            "blocks": torch.tensor(self._blocks, dtype=torch.int64),
+            "block_classes": torch.tensor(self._block_classes, dtype=torch.int64),
         }
-        if self._G is not None and self._Q is not None:
-            return state | {"G": pack_lower(self._G), "Q": self._Q.clone()}
-        R, Z = self._kept_rows()
-        return state | {"R": R.clone(), "Z": Z.clone(), "blocks": torch.tensor(self._blocks, dtype=torch.int64)}
+        if self._G is None or self._Q is None:
+            return state
+        return state | {"G": pack_lower(self._G), "Q": self._Q.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict()` of a head of the same width returned.
@@ -411,25 +553,28 @@ class RidgeHead:
         """
         counts = check_tensor(state, "counts", (5,), torch.int64).tolist()
         lam = float(check_tensor(state, "lam", (), torch.float64))
-        samples, classes, rows, base, tuned_at = (int(count) for count in counts)
+        samples, classes, rows, blocks, tuned_at = (int(count) for count in counts)
+        bases = [int(base) for base in check_tensor(state, "bases", (6,), torch.int64)]
         fresh = RidgeHead(self.width)
         fresh._samples, fresh._classes, fresh._tuned_at = samples, classes, tuned_at
         fresh._lam = None if np.isnan(lam) else lam
-        if "R" not in state and samples >= self.width:  # rows that were compressed can be fewer than samples
+        is_gram, fresh._L_base, fresh._W_base, fresh._W_classes, fresh._W_blocks, fresh._last = bases
+        if is_gram:
             packed = check_tensor(state, "G", (self.width * (self.width + 1) // 2,), torch.float64)
             fresh._G = unpack_lower(packed, self.width)
-            fresh._Q = check_tensor(state, "Q", (self.width, classes), torch.float64)
-        else:
-            R = check_tensor(state, "R", (rows, self.width), torch.float64)
-            Z = check_tensor(state, "Z", (rows, classes), torch.float64)
-            fresh._Z = torch.empty(0, classes, dtype=torch.float64)
-            fresh._reserve(rows)
-            fresh._R[:rows], fresh._Z[:rows] = R, Z
-            fresh._rows = rows
-            fresh._blocks = [int(count) for count in check_tensor(state, "blocks", (None,), torch.int64)]
-            if sum(fresh._blocks) != rows:
-                raise ValueError("the head's state 'blocks' must sum to its number of rows.")
-            if base and fresh._lam is not None:
-                fresh._grow_gram_of_rows()
-                fresh._factor(fresh._lam, base)  # then grown by the same blocks as before: the same bits
-        self.__dict__.update(fresh.__dict__)
+            fresh._Q = check_tensor(state, "Q", (self.width, classes), torch.float64).clone()
+        R = check_tensor(state, "R", (rows, self.width), torch.float64)
+        Z = check_tensor(state, "Z", (rows, classes), torch.float64)
+        fresh._Z = torch.empty(0, classes, dtype=torch.float64)
+        fresh._reserve(rows)
+        fresh._R[:rows], fresh._Z[:rows] = R, Z
+        fresh._rows = rows
+        fresh._blocks = [int(count) for count in check_tensor(state, "blocks", (None,), torch.int64)]
+        fresh._block_classes = [int(n) for n in check_tensor(state, "block_classes", (blocks,), torch.int64)]
+        if sum(fresh._blocks) != rows or len(fresh._blocks) != blocks:
+            raise ValueError("the head's state 'blocks' must sum to its number of rows.")
+        edge = self.width if is_gram else rows
+        most = (1, edge, edge, classes, blocks, samples)
+        if any(not 0 <= base <= top for base, top in zip(bases, most, strict=True)):
+            raise ValueError("the head's state 'bases' must lie within its rows, classes and blocks.")
+        self.__dict__.update(fresh.__dict__)  # L and W follow at the next solve, by the same steps: the same bits

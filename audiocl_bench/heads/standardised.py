@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from audiocl_bench.heads._inputs import State, check_features, check_labels, check_tensor, one_hot
-from audiocl_bench.heads._linalg import CHUNK, cholesky, eigh
+from audiocl_bench.heads._linalg import CHUNK, cholesky, eigh, lower_gram_of_rows
 from audiocl_bench.heads.ridge import RidgeHead
 
 Scale = Literal["streaming", "first", "none"]
+_System = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 STRENGTHS: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 7))
 """Candidates of the ridge strength tau, 1e-5 to 1e3 in half decades; see `StandardisedRidge`."""
@@ -115,25 +116,29 @@ class StandardisedRidge:
         if self.num_samples < 2:
             raise ValueError("the head has learnt fewer than two rows: call update first.")
         if np.isnan(self._tau) or self.num_samples >= growth * self._tuned_at:
-            errors = self.cross_validation(strengths)
-            self._tau = float(strengths[int(np.argmin(errors))])
+            system = self._system()
+            errors = self._errors(system, strengths)
+            self._fit(system, _check_strength(strengths[int(np.argmin(errors))]))
             self._tuned_at = self.num_samples
-        self.solve(self._tau)
+        elif self._solution is None:
+            self._fit(self._system(), self._tau)
         return self._tau
 
     def cross_validation(self, strengths: Sequence[float] = STRENGTHS) -> list[float]:
         """Return GCV (5) for every strength tau: an estimate of the squared error on rows not seen."""
+        return self._errors(self._system(), strengths)
+
+    def _errors(self, system: _System, strengths: Sequence[float]) -> list[float]:
         m = self.num_samples - 1
-        if self._sums.form == "rows":
-            X, Yc, _ = self._standardised_rows()
-            values, U = eigh(X @ X.T)
+        A, B, X, _ = system
+        if X is not None:
+            values, U = eigh(A)
             known = values > values[-1] * len(X) * torch.finfo(values.dtype).eps  # centring has left a null direction
-            values, energy = values[known], (U[:, known].T @ Yc).square().sum(1)
+            values, energy = values[known], (U[:, known].T @ B).square().sum(1)
         else:
-            S, Q, _ = self._standardised_gram()
-            values, V = eigh(S)
+            values, V = eigh(A)
             known = values > values[-1] * self.width * torch.finfo(values.dtype).eps
-            values, energy = values[known], (V[:, known].T @ Q).square().sum(1) / values[known]
+            values, energy = values[known], (V[:, known].T @ B).square().sum(1) / values[known]
         # What no ridge fits: nothing where X has as many directions as the centred targets.
         total = float(self.num_samples - self._counts.square().sum() / self.num_samples)  # ||Yc||^2
         outside = max(total - float(energy.sum()), 0.0) if len(values) < m else 0.0
@@ -151,18 +156,17 @@ class StandardisedRidge:
         Raises:
             ValueError: tau is not positive, or nothing was learnt.
         """
-        if not (tau > 0 and np.isfinite(tau)):
-            raise ValueError(f"the ridge strength must be positive and finite, got {tau}.")
+        tau = _check_strength(tau)
         if self.num_samples == 0:
             raise ValueError("the head has learnt nothing yet: call update first.")
-        self._tau = float(tau)
-        lam = tau * self.width
-        if self._sums.form == "rows":
-            X, Yc, inverse = self._standardised_rows()
-            W = X.T @ _solve(X @ X.T, Yc, lam)
-        else:
-            S, Q, inverse = self._standardised_gram()
-            W = _solve(S, Q, lam)
+        self._fit(self._system(), tau)
+
+    def _fit(self, system: _System, tau: float) -> None:
+        self._tau = tau
+        A, B, X, inverse = system
+        W = _solve(A, B, tau * self.width)
+        if X is not None:
+            W = X.T @ W
         weights = W * inverse[:, None]  # on (f - a) / b instead of (f - mean) / sigma
         mean = self._moments[0] / self.num_samples
         self._solution = weights, self._counts / self.num_samples - mean @ weights
@@ -193,6 +197,18 @@ class StandardisedRidge:
         common = wanted[varies].mean() if bool(varies.any()) else wanted.new_ones(())
         plain = self._divisor / common.sqrt()
         return torch.where(varies, variance.rsqrt() if self.scale == "streaming" else plain, 0.0)
+
+    def _system(self) -> _System:
+        """Return X X^T, Yc, X and 1 / sigma while statistics are rows, else X^T X, X^T Yc, None and 1 / sigma.
+
+        Every new row moves mean and deviation of all features, so all of X changes and no factor of an earlier session
+        can be grown; the product is made once for the choice of tau and the fit.
+        """
+        if self._sums.form == "gram":
+            S, Q, inverse = self._standardised_gram()
+            return S, Q, None, inverse
+        X, Yc, inverse = self._standardised_rows()
+        return lower_gram_of_rows(X), Yc, X, inverse
 
     def _standardised_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return X and Yc of (3), and 1 / sigma."""
@@ -237,6 +253,12 @@ class StandardisedRidge:
         self._sums, self._moments, self._counts = sums, moments.clone(), counts.clone()
         self._shift, self._divisor = affine[0].clone(), affine[1].clone()
         self._tau, self._tuned_at, self._solution = float(tau), int(tuned_at), None
+
+
+def _check_strength(tau: float) -> float:
+    if not (tau > 0 and np.isfinite(tau)):
+        raise ValueError(f"the ridge strength must be positive and finite, got {tau}.")
+    return float(tau)
 
 
 def _solve(A: Tensor, B: Tensor, lam: float) -> Tensor:
