@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,16 @@ from audiocl_bench.runner import Material
 
 
 def pytest_configure() -> None:
-    """Under xdist there is a process per core already: threads of their own would wait for each other."""
+    """Make the process fit for tests.
+
+    Under xdist there is a process per core already: threads of their own would wait for each other. A shell starts what
+    it sends to the background with Ctrl-C ignored, and tests of Ctrl-C would wait for ever.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # for commands that tests start
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
