@@ -30,7 +30,7 @@ def add(name: str, cls: type[Method]) -> None:
 
 def names() -> tuple[str, ...]:
     """Return the names of all methods that can be loaded, without importing any of them."""
-    return tuple(sorted({*_targets(), *_added}))
+    return tuple(sorted({*targets(), *_added}))
 
 
 def load(spec: str) -> type[Method]:
@@ -44,10 +44,10 @@ def load(spec: str) -> type[Method]:
         return _from_file(spec)
     if spec in _added:
         return adopt(_added[spec])
-    targets = _targets()
-    if spec not in targets:
+    known = targets()
+    if spec not in known:
         raise unknown_name("method", spec, names(), hint="`audiocl list methods` shows all.")
-    cls = _checked(_import(targets[spec], spec), spec)
+    cls = _checked(_import(known[spec], spec), spec)
     _name(cls, spec)
     return cls
 
@@ -63,7 +63,7 @@ def adopt(cls: type[Method]) -> type[Method]:
     """
     _checked(cls, getattr(cls, "__qualname__", str(cls)))
     _name(cls, cls.__name__.lower())
-    target = _targets().get(cls.name)
+    target = targets().get(cls.name)
     if target is not None:
         if _import(target, cls.name) is cls:
             return cls
@@ -76,8 +76,11 @@ def adopt(cls: type[Method]) -> type[Method]:
     return cls
 
 
-def _targets() -> dict[str, str]:
-    """Map method names to "module:Class", from installed entry points and, in a clone, from pyproject.toml."""
+def targets() -> dict[str, str]:
+    """Map method names to "module:Class", from installed entry points and, in a clone, from pyproject.toml.
+
+    A clone's own methods become importable.
+    """
     found = {entry.name: entry.value for entry in entry_points(group=GROUP)}
     project = _CLONE / "pyproject.toml"
     if project.is_file() and (_CLONE / "methods").is_dir():
@@ -122,7 +125,7 @@ def _from_file(spec: str) -> type[Method]:
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     assert module_spec is not None
     assert module_spec.loader is not None
-    _targets()  # a clone's own methods become importable: the file may build on one of them
+    targets()  # a clone's own methods become importable: the file may build on one of them
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -107,8 +106,8 @@ def stand_in_hashes() -> Mapping[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def own_methods() -> tuple[str, ...]:
-    """Return the methods that come with audiocl; none where it was not installed."""
-    return tuple(entry.name for entry in entry_points(group=registry.GROUP) if entry.value.startswith(_OWN_PACKAGE))
+    """Return the methods that come with audiocl."""
+    return tuple(name for name, target in registry.targets().items() if target.startswith(_OWN_PACKAGE))
 
 
 def check_run(results: ResultsDir, run_id: str, found: Findings) -> dict[str, Any] | None:
@@ -258,7 +257,7 @@ class _Run:
         self._run_id(stream)
         if (row["git_commit"] or "").endswith("+dirty"):
             self.note("made with code that differs from its git commit")
-        if "method_source_sha256" in self.json["notes"] or row["method"] not in (own_methods() or (row["method"],)):
+        if "method_source_sha256" in self.json["notes"] or row["method"] not in own_methods():
             self.note(
                 f"{shown(row['method'], 60)} is no method that comes with audiocl: say where its code is, with --url"
             )
