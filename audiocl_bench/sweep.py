@@ -659,7 +659,7 @@ def _check_executor(sweep: Sweep) -> None:
     if sweep.elsewhere == "ray":
         from audiocl_bench.executors import ray
 
-        ray.library()
+        ray.package()
     elif sweep.elsewhere == "slurm":
         from audiocl_bench.executors import slurm
 

@@ -1120,7 +1120,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster of two nodes with one core each, on this machine."""
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    on_ray.library()
+    on_ray.package()
     from ray.cluster_utils import Cluster
     from ray.exceptions import RpcError
 

@@ -23,7 +23,7 @@ THREADS = 4
 _STORE_BYTES = 80 * 2**20  # units and events are a few hundred bytes each; Ray would take 30 % of the memory
 
 
-def library() -> Any:
+def package() -> Any:
     """Import Ray, quietly.
 
     Raises:
@@ -59,7 +59,7 @@ class RayEngine:
         Raises:
             ConfigError: Ray is missing or cannot be started or reached, or no node has what a run needs.
         """
-        self._ray = ray = library()
+        self._ray = ray = package()
         self._mine = not ray.is_initialized()
         if self._mine:
             self._connect(address)
@@ -226,7 +226,7 @@ class _Post:
     """A task's line to the mailbox; meets `audiocl_bench.executors.events.Line`."""
 
     def __init__(self, ticket: int, mailbox: Any) -> None:
-        self._ray, self._ticket, self._mailbox = library(), ticket, mailbox
+        self._ray, self._ticket, self._mailbox = package(), ticket, mailbox
 
     def tell(self, event: Event) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):

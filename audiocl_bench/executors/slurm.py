@@ -48,7 +48,7 @@ _ASK_EVERY = 10.0  # seconds between two questions to Slurm's queue
 _PAUSE = {"slurm": 1.0, "local": 0.2}  # seconds between two looks at the files
 
 
-def library() -> Any:
+def package() -> Any:
     """Import submitit.
 
     Raises:
@@ -69,7 +69,7 @@ def parameters(given: Sequence[str]) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError, UnknownNameError: a text is no KEY=VALUE, or Slurm and submitit know no such parameter.
     """
-    submitit = library()
+    submitit = package()
     own = set(submitit.SlurmExecutor._valid_parameters()) - {"nodes", "ntasks_per_node", "mem", "map_count"}
     known = own | set(_GENERIC) | {"cluster", "mem"}
     cluster, found = "slurm", {}
@@ -187,7 +187,7 @@ class SlurmEngine:
             ConfigError: submitit or Slurm are missing, or a parameter is wrong.
             ResultsError: the folder cannot be written.
         """
-        self._submitit = library()
+        self._submitit = package()
         self.cluster, chosen = parameters(given)
         self.threads = int(chosen.get("cpus_per_task", THREADS)) if threads is None else threads
         self.slots: int | None = (jobs or 1) if self.cluster == "local" else None
@@ -353,7 +353,7 @@ class _Call:
 
     def __call__(self, task: _Task) -> None:
         """Make the run, and write its events to the file."""
-        uncompleted = library().core.utils.UncompletedJobError
+        uncompleted = package().core.utils.UncompletedJobError
         line = _File(Path(task.events), self)
         try:
             line.tell(Workshop(pass_on=(uncompleted,)).make(Unit.from_json(task.unit), line))
@@ -368,7 +368,7 @@ class _Call:
         fruitless = 0 if self.tested else self.fruitless + 1
         if fruitless >= _FRUITLESS:
             return None
-        return library().helpers.DelayedSubmission(_Call(fruitless), task)
+        return package().helpers.DelayedSubmission(_Call(fruitless), task)
 
 
 _call = _Call()
