@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -165,12 +166,16 @@ class SilentReporter:
 
 @dataclass(frozen=True)
 class Context:
-    """The run a method lives in: its seed, stream facts, device and reporter."""
+    """The run a method lives in: its seed, stream facts, device and reporter.
+
+    `faster` makes what surrounds the forward pass of every training step on clips; `training.faster` says what it is.
+    """
 
     seed: int
     stream: StreamInfo
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Reporter = field(default_factory=SilentReporter)
+    faster: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """Return a torch generator seeded by (run seed, purpose). Name the session in `purpose` where draws repeat."""

@@ -58,7 +58,8 @@ class FrozenPrefix:
         """Return what enters block `stop` [B, N, D] of clips of the session, without a gradient."""
         passes = self._backbone.passes
         before = passes.clips
-        with torch.no_grad():
+        # What is kept also feeds statistics, so it is float32 where training steps are not.
+        with torch.no_grad(), torch.autocast(clips.mel.device.type, enabled=False):
             tokens = self._run(clips.mel) if clips.index is None else self._looked_up(clips.index)
         passes.clips = before + len(clips)  # passes that the method asks for, whether or not the blocks were run
         return tokens

@@ -43,6 +43,7 @@ from audiocl_bench.method import (
 from audiocl_bench.results import SCHEMAS, ResultsDir, build_result, make_run_id, provenance
 from audiocl_bench.store import Store
 from audiocl_bench.streams import Stream
+from audiocl_bench.training import check_device, faster
 
 Existing = Literal["reuse", "replace", "fail"]
 Status = Literal["done", "reused", "busy"]
@@ -99,13 +100,20 @@ class Material:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run to be made."""
+    """One run to be made.
+
+    Raises:
+        ConfigError: a setting that the device is not meant for.
+    """
 
     method: type[Method]
     config: MethodConfig
     seed: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     measure_drift: bool = False
+
+    def __post_init__(self) -> None:
+        check_device(self.config, self.device)
 
     @property
     def label(self) -> str:
@@ -319,7 +327,8 @@ class _Run:
             self.stream.num_classes,
             self.material.benchmark.first_session_epochs,
         )
-        context = Context(self.plan.seed, info, self.plan.device, self.reporter)
+        steps = faster(self.plan.config, backbone)
+        context = Context(self.plan.seed, info, self.plan.device, self.reporter, steps)
         with self._global_generator("build"):
             return self.plan.method(self.plan.config, backbone, context)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.errors import ConfigError
-from audiocl_bench.method import Clips, Context, Session
+from audiocl_bench.method import Clips, Context, MethodConfig, Session, setting
 
 Batch = TypeVar("Batch", Clips, Tensor)
 
@@ -40,6 +42,52 @@ class Recipe:
     schedule: Schedule = "cosine"
     clip: float | None = None
     step_every: int = 30
+
+
+@dataclass(frozen=True)
+class TrainingConfig(MethodConfig):
+    """Settings of every method that trains with `fit`: how fast a GPU computes a training step.
+
+    They hold for the forward passes of training steps alone. Every feature, statistic and prediction is computed in
+    float32 by the blocks as they are, so that heads and audits mean the same as without.
+    """
+
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "bfloat16 computes the products of training steps in it (CUDA only)", later=True
+    )
+    compile: bool = setting(False, "true runs training steps through torch.compile (CUDA only)", later=True)
+
+
+def faster(config: MethodConfig, backbone: Backbone) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what `Context.faster` is to be: the settings of a `TrainingConfig`, for this backbone on its device."""
+    if not isinstance(config, TrainingConfig) or not (config.compile or config.precision == "bfloat16"):
+        return nullcontext
+    blocks = [torch.compile(block) for block in backbone.blocks] if config.compile else None
+    device = next(backbone.parameters()).device.type
+
+    @contextmanager
+    def surrounding() -> Iterator[None]:
+        with ExitStack() as stack:
+            if blocks is not None:
+                stack.enter_context(backbone.running(blocks))
+            if config.precision == "bfloat16":
+                stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
+            yield
+
+    return surrounding
+
+
+def check_device(config: MethodConfig, device: torch.device) -> None:
+    """Refuse settings of a `TrainingConfig` that this device is not meant for.
+
+    Raises:
+        ConfigError: bfloat16 or compiled blocks without CUDA; the sentence says what to do.
+    """
+    if device.type == "cuda" or not isinstance(config, TrainingConfig):
+        return
+    asked = "precision=bfloat16" if config.precision == "bfloat16" else "compile=true" if config.compile else None
+    if asked is not None:
+        raise ConfigError(f"setting {asked} needs a CUDA device, but this run is on '{device}': add --device cuda.")
 
 
 @dataclass(frozen=True)
@@ -83,7 +131,11 @@ def fit(
         del epoch  # one generator for all epochs: every epoch draws another order
         return session.batches(recipe.batch_size, shuffle=generator)
 
-    return _descend(batches, groups, loss, recipe, context, stage, session.index, projectors or {})
+    def faster_loss(clips: Clips, labels: Tensor) -> Tensor:
+        with context.faster():
+            return loss(clips, labels)
+
+    return _descend(batches, groups, faster_loss, recipe, context, stage, session.index, projectors or {})
 
 
 def fit_samples(

@@ -20,14 +20,14 @@ from audiocl_bench.errors import ConfigError
 from audiocl_bench.method import Card, Clips, Context, Method, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.prompts import existing_blocks, split_heads
 from audiocl_bench.seeding import numpy_generator
-from audiocl_bench.training import Group, GrowingHead, Recipe, fit, linear_head, local_labels
+from audiocl_bench.training import Group, GrowingHead, Recipe, TrainingConfig, fit, linear_head, local_labels
 
 POOL = 100
 """M of the official configs."""
 
 
 @dataclass(frozen=True)
-class CODAPromptConfig(MethodConfig):
+class CODAPromptConfig(TrainingConfig):
     """Settings of CODA-Prompt; official defaults unless said otherwise."""
 
     preset: str = setting(

@@ -18,13 +18,13 @@ from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.errors import ConfigError
 from audiocl_bench.method import Card, Clips, Context, Method, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.prompts import cosine_similarity, existing_blocks, gather_prefixes, top_prompts
-from audiocl_bench.training import Group, GrowingHead, Recipe, fit, linear_head, local_labels
+from audiocl_bench.training import Group, GrowingHead, Recipe, TrainingConfig, fit, linear_head, local_labels
 
 from .l2p import key_match, scaled_rate, uniform
 
 
 @dataclass(frozen=True)
-class DualPromptConfig(MethodConfig):
+class DualPromptConfig(TrainingConfig):
     """Settings of DualPrompt. "official" is the JAX code's configuration for CIFAR-100."""
 
     preset: str = setting(

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.method import Card, Clips, Context, Method, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.lora import SessionLoRA
-from audiocl_bench.training import Group, GrowingHead, Recipe, fit, linear_head
+from audiocl_bench.training import Group, GrowingHead, Recipe, TrainingConfig, fit, linear_head
 
 
 @dataclass(frozen=True)
-class FineTuneConfig(MethodConfig):
+class FineTuneConfig(TrainingConfig):
     """Settings of sequential fine-tuning. The training recipe is RanPAC's; joint training shares it."""
 
     trains: Literal["lora", "all"] = setting("lora", "the paper's joint row is EAT + LoRA; 'all' trains every weight")

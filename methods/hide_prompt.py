@@ -23,14 +23,23 @@ from audiocl_bench.errors import ConfigError
 from audiocl_bench.heads import ClassGaussians
 from audiocl_bench.method import Card, Clips, Context, Method, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.prompts import cosine_similarity, existing_blocks, gather_prefixes
-from audiocl_bench.training import Group, GrowingHead, Recipe, fit, fit_samples, linear_head, local_labels
+from audiocl_bench.training import (
+    Group,
+    GrowingHead,
+    Recipe,
+    TrainingConfig,
+    fit,
+    fit_samples,
+    linear_head,
+    local_labels,
+)
 
 BASE_BATCH = 256
 """Learning rates called "base" are multiplied by batch size / 256 (official code)."""
 
 
 @dataclass(frozen=True)
-class HiDePromptConfig(MethodConfig):
+class HiDePromptConfig(TrainingConfig):
     """Settings of HiDe-Prompt; "official" means the official code's, for all recipes, "recipe" differs between them."""
 
     preset: str = setting(

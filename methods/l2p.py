@@ -19,11 +19,11 @@ from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.errors import ConfigError
 from audiocl_bench.method import Card, Clips, Context, Method, MethodConfig, Session, State, register, setting
 from audiocl_bench.peft.prompts import cosine_similarity, run_prompted, top_prompts
-from audiocl_bench.training import Group, GrowingHead, Recipe, fit, linear_head, local_labels
+from audiocl_bench.training import Group, GrowingHead, Recipe, TrainingConfig, fit, linear_head, local_labels
 
 
 @dataclass(frozen=True)
-class L2PConfig(MethodConfig):
+class L2PConfig(TrainingConfig):
     """Settings of L2P. "port" is the PyTorch port's configuration for CIFAR-100, "official" the authors' JAX code.
 
     Whatever the preset, prompts come first and carry no position code, as in the official code.

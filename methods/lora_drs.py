@@ -31,11 +31,11 @@ from audiocl_bench.method import (
 )
 from audiocl_bench.peft.lora import SessionLoRA
 from audiocl_bench.peft.subspace import attention_covariances, leading_subspace, projector
-from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
+from audiocl_bench.training import Group, Recipe, TrainingConfig, fit, linear_head, local_labels
 
 
 @dataclass(frozen=True)
-class LoRADRSConfig(MethodConfig):
+class LoRADRSConfig(TrainingConfig):
     """Settings of LoRA-DRS; official defaults unless said otherwise."""
 
     preset: str = setting(

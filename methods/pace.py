@@ -37,14 +37,14 @@ from audiocl_bench.peft.subspace import attention_covariances, leading_subspace,
 from audiocl_bench.prefix import FrozenPrefix
 from audiocl_bench.readout import Readout
 from audiocl_bench.similarity import linear_cka
-from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
+from audiocl_bench.training import Group, Recipe, TrainingConfig, fit, linear_head, local_labels
 
 # All blocks are tuned in the first session only, by cross-entropy alone: what Table 3 starts from.
 _FIRST_SESSION_ONLY = {"msa": False, "freeze_blocks": 0, "regulariser": "none"}
 
 
 @dataclass(frozen=True)
-class PACEConfig(ReadoutConfig):
+class PACEConfig(TrainingConfig, ReadoutConfig):
     """Settings of PACE. "stated" means the paper states it; the rest are choices, with their reason."""
 
     preset: str = setting("paper", "the method as the paper has it; the others are rows of its Tables 1, 3 and 4")

@@ -29,11 +29,11 @@ from audiocl_bench.method import (
 )
 from audiocl_bench.peft.lora import SessionLoRA
 from audiocl_bench.readout import Readout
-from audiocl_bench.training import Group, Recipe, fit, linear_head, local_labels
+from audiocl_bench.training import Group, Recipe, TrainingConfig, fit, linear_head, local_labels
 
 
 @dataclass(frozen=True)
-class RanPACConfig(ReadoutConfig):
+class RanPACConfig(TrainingConfig, ReadoutConfig):
     """Settings of RanPAC; official defaults unless said otherwise."""
 
     preset: str = setting("official", "'no-fsa' is the row 'RanPAC w/o FSA' of the PACE paper's Table 2")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Literal, get_args
@@ -220,6 +221,7 @@ class Backbone(nn.Module, ABC):
         self.layer = check_layer(options.name, options.layer, depth)
         self.weights_hash = ""
         self.passes = PassCounter()
+        self._instead: Sequence[Callable[..., Tensor]] | None = None
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
@@ -269,13 +271,28 @@ class Backbone(nn.Module, ABC):
         for index in range(start, stop):
             hook = None if on_attention_input is None else _bind(on_attention_input, index)
             given = (prefix or {}).get(index)
-            tokens = self.blocks[index](tokens, given, hook)
+            # A hook is a new function every time, which a compiled block would be compiled anew for.
+            block = self.blocks[index] if hook or self._instead is None else self._instead[index]
+            tokens = block(tokens, given, hook)
             if index == self.depth - 1:
                 tokens = self._close(tokens)
             if outputs is not None:
                 outputs.append(tokens)
             known = self._counted(index, tokens, known if given is None else None)
         return tokens if known is None else mark(tokens, known.clips, known.history)
+
+    @contextmanager
+    def running(self, blocks: Sequence[Callable[..., Tensor]]) -> Iterator[None]:
+        """Inside the block, let `run` call these, such as compiled versions of the blocks, instead of the blocks.
+
+        Args:
+            blocks: one callable per block, which computes what the block computes.
+        """
+        before, self._instead = self._instead, blocks
+        try:
+            yield
+        finally:
+            self._instead = before
 
     def _counted(self, index: int, tokens: Tensor, known: Mark | None) -> Mark | None:
         """Count block `index`, whose output is `tokens`; return what these are, if that is known."""
