@@ -209,6 +209,20 @@ def test_presets_and_the_code_of_a_file_are_entries_of_their_own(folder: Results
     assert names == {("mine", (("code", "111111"),)), ("mine", (("code", "222222"),)), ("pace@paper", ())}
 
 
+def test_own_data_that_changed_makes_entries_of_their_own(folder: ResultsDir) -> None:
+    """Runs from before schema 3 do not say which audio they heard: they stay apart only where others differ."""
+    own = {"own_data": True, "benchmark": "mine"}
+    add_run(folder, "ncm", **own)
+    add_run(folder, "ncm", **own, first_session_epochs=5, audio_key="a" * 64, order=1)
+    [entry] = only_board(folder).entries
+    assert (entry.differs, len(entry.runs)) == ((), 2)
+    before = entry.slug
+    add_run(folder, "ncm", **own, first_session_epochs=9, audio_key="a" * 64, order=1)
+    told = {entry.differs[0][1]: entry.slug for entry in only_board(folder).entries}
+    assert set(told) == {"not said", "audio aaaaaaaaaaaa, E_0 = 5", "audio aaaaaaaaaaaa, E_0 = 9"}
+    assert len({before, *told.values()}) == 4
+
+
 @pytest.mark.parametrize(
     ("change", "warning"),
     [

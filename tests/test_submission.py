@@ -1144,6 +1144,20 @@ def test_difference_tells_new_changed_and_removed(backbone: Backbone, tmp_path: 
     assert all(len(line) == len(difference.COLUMNS) for line in difference.table(changes.values()))
 
 
+def test_own_data_that_changed_is_another_row_of_the_difference(backbone: Backbone, tmp_path: Path) -> None:
+    old = ResultsDir(tmp_path / "a")
+    make(old, backbone)
+    before = old.runs().assign(own_data=True, audio_key="a" * 64, first_session_epochs=5)
+    assert difference.difference(before, before) == []
+    after = before.assign(audio_key="b" * 64, run_id="other", final_accuracy=before["final_accuracy"] + 1)
+    changes = difference.difference(before, after)
+    assert [(change.status, change.runs) for change in changes] == [("removed", (1, 0)), ("new", (0, 1))]
+    assert [change.label for change in changes] == [
+        "own data, audio aaaaaaaaaaaa, E_0 = 5",
+        "own data, audio bbbbbbbbbbbb, E_0 = 5",
+    ]
+
+
 def test_changed_collections(honest: ResultsDir, backbone: Backbone, tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     for root in (before, after):

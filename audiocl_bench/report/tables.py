@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -360,7 +360,7 @@ def _totals(run: dict[str, Any]) -> RenderableType:
     passes = f"{count(run['train_passes'])} clips training, {count(run['eval_passes'])} testing"
     pairs = {
         "time": f"{duration(run['train_seconds'])} training, {duration(run['eval_seconds'])} testing",
-        "encoder passes": f"{passes} ({_blocks(run)})",
+        "encoder passes": f"{passes} ({blocks_told(run)})",
         "peak memory": megabytes(run["peak_memory_mb"]),
         "trainable": f"{run['trainable_parameters']:,} parameters at most in one session",
         "kept": f"{megabytes(run['kept_bytes'] / 1e6)} between sessions, at the end",
@@ -368,7 +368,7 @@ def _totals(run: dict[str, Any]) -> RenderableType:
     return Group(Text("Costs of the run", style="bold"), _pairs(pairs))
 
 
-def _blocks(run: dict[str, Any]) -> str:
+def blocks_told(run: Mapping[str, Any]) -> str:
     """Say how many blocks were run for how many clips, how many had to be, and how many lay in the feature bank."""
     told = f"{count(run['block_runs'])} clip-blocks run"
     if run["blocks_needed"]:

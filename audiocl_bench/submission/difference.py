@@ -11,10 +11,11 @@ import pandas as pd
 
 from audiocl_bench import metrics
 from audiocl_bench.report.tables import not_comparable
-from audiocl_bench.results import SCORES, ResultsDir
+from audiocl_bench.results import SCORES, ResultsDir, own_origin
 
 _PLACE = ["benchmark", "index_hash", "protocol", "backbone", "weights_hash"]
 _ROW = ["method", "variant", "config_hash"]
+_ORIGIN = "own_origin"
 Key: TypeAlias = tuple[object, ...]
 
 
@@ -27,7 +28,7 @@ class Change:
         method: METHOD or METHOD@PRESET, with the first digits of the settings' hash where several settings stand side
             by side.
         benchmark, protocol, backbone: where it ran.
-        label: why it stands beside nothing ("own data", ...), or "".
+        label: why it stands beside nothing ("own data", ...), and which data where own data changed, or "".
         runs: runs before and after.
         before, after: mean final accuracy over orders and seeds in percent, NaN where there is none.
         remark: what else to know.
@@ -58,10 +59,11 @@ def all_runs(collections: Iterable[ResultsDir]) -> pd.DataFrame:
 def difference(before: pd.DataFrame, after: pd.DataFrame) -> list[Change]:
     """Compare two runs tables, row by row.
 
-    Runs with different settings, data or weights are different rows and never averaged. A new row of a method that
-    stood there with other settings says so, with the best mean of those.
+    Runs with different settings, data (own data that changed included) or weights are different rows, never averaged.
+    A new row of a method that stood there with other settings says so, with the best mean of those.
     """
-    old, new = _rows(before), _rows(after)
+    told = {own_origin(run) for runs in (before, after) for run in runs.to_dict("records")} - {""}
+    old, new = (_rows(runs, len(told) > 1) for runs in (before, after))
     changes = []
     settings: dict[Key, set[object]] = {}
     for key in {**old, **new}:
@@ -84,7 +86,7 @@ def difference(before: pd.DataFrame, after: pd.DataFrame) -> list[Change]:
                 str(first["benchmark"]),
                 str(first["protocol"]),
                 str(first["backbone"]),
-                not_comparable(first),
+                _label(first),
                 (0 if was is None else len(was), 0 if now is None else len(now)),
                 _mean(was),
                 _mean(now),
@@ -117,9 +119,15 @@ COLUMNS = ("", "method", "benchmark", "split", "backbone", "runs", "before %", "
 """Headings of `table`: final accuracy, the mean over orders and seeds."""
 
 
-def _rows(runs: pd.DataFrame) -> dict[Key, pd.DataFrame]:
-    columns = [*_ROW, *_PLACE]
-    return {tuple(group.iloc[0][columns]): group for _, group in runs.groupby(columns, sort=True)}
+def _rows(runs: pd.DataFrame, several_origins: bool) -> dict[Key, pd.DataFrame]:
+    origins = [own_origin(run) if several_origins else "" for run in runs.to_dict("records")]
+    columns = [*_ROW, *_PLACE, _ORIGIN]
+    named = runs.assign(**{_ORIGIN: pd.Series(origins, runs.index, dtype=str)})
+    return {tuple(group.iloc[0][columns]): group for _, group in named.groupby(columns, sort=True)}
+
+
+def _label(first: pd.Series) -> str:
+    return ", ".join(part for part in (not_comparable(first), str(first[_ORIGIN])) if part)
 
 
 def _same(was: pd.DataFrame, now: pd.DataFrame) -> bool:

@@ -15,7 +15,7 @@ from audiocl_bench.files import sha256_json
 from audiocl_bench.metrics import Summary
 from audiocl_bench.report.leaderboard.found import Key, Run, finite
 from audiocl_bench.report.leaderboard.naming import HASH, setting_text, slug
-from audiocl_bench.results import SCORES
+from audiocl_bench.results import SCORES, own_origin
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def _vector(run: Run, what: str) -> np.ndarray:
 def _entry(runs: Sequence[Run], *, alone: bool, differs: tuple[tuple[str, str], ...]) -> Entry:
     ordered = tuple(sorted(runs, key=lambda run: (run.key, run.page)))
     first = ordered[0]
-    identity = sha256_json([first.label, first.row["config_hash"], first.source_hash, first.whole_stream])
+    told = [first.label, first.row["config_hash"], first.source_hash, first.whole_stream]
+    identity = sha256_json([*told, own_origin(first.row)] if any(name == "data" for name, _ in differs) else told)
     entry = Entry(
         slug=f"{slug(first.label)[:40]}-{identity[:8]}",
         label=first.label,
@@ -152,10 +153,12 @@ def _entry(runs: Sequence[Run], *, alone: bool, differs: tuple[tuple[str, str], 
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
-    """Group runs by method and settings. Runs with different settings, or code, are never averaged together."""
-    grouped: dict[tuple[str, bool, str, str], list[Run]] = {}
+    """Group runs by method and settings. Runs with other settings, code, or own data that changed are not averaged."""
+    changed = len({own_origin(run.row) for run in runs} - {""}) > 1
+    grouped: dict[tuple[str, bool, str, str, str], list[Run]] = {}
     for run in runs:
-        identity = (run.label, run.whole_stream, run.row["config_hash"], run.source_hash)
+        origin = own_origin(run.row) if changed else ""
+        identity = (run.label, run.whole_stream, run.row["config_hash"], run.source_hash, origin)
         grouped.setdefault(identity, []).append(run)
     made = []
     for identity, members in grouped.items():
@@ -173,6 +176,8 @@ def _differences(run: Run, rivals: Sequence[Run]) -> tuple[tuple[str, str], ...]
     found = [(name, _setting(run.settings, name)) for name in varying]
     if len({rival.source_hash for rival in rivals}) > 1:
         found.append(("code", run.source_hash[:HASH] or "installed"))
+    if len({own_origin(rival.row) for rival in rivals} - {""}) > 1:
+        found.append(("data", own_origin(run.row) or "not said"))
     return tuple(found)
 
 

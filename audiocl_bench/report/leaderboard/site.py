@@ -236,6 +236,7 @@ class _Site:
                 scores=SCORE_TEXTS,
                 command=_in_lines(command(run)),
                 block=svg.in_blocks(run.matrix)[1],
+                blocks=tables.blocks_told(run.row),
                 libraries=_versions(run),
                 notes=[(name.replace("_", " "), _plain(value)) for name, value in run.notes.items()],
             )
