@@ -8,18 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from audiocl_bench import files, registry, request
+from audiocl_bench import places, registry, request
 from audiocl_bench.backbones import Row
 from audiocl_bench.benchmarks import Benchmark
 from audiocl_bench.catalogue import Catalogue
 from audiocl_bench.errors import AudioclError, ConfigError, ResultsError, unknown_name
 from audiocl_bench.executors import Name as Executor
 from audiocl_bench.method import Method
-from audiocl_bench.results import SCORES, SESSIONS_SCHEMA, ResultsDir, result_dirs
+from audiocl_bench.results import SCORES, SESSIONS_SCHEMA, ResultsDir, Where, read_each, result_dirs, results_at
 from audiocl_bench.runner import Existing
 from audiocl_bench.sweep import Sweep, make
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from audiocl_bench.report.sheets import Sheet
 
 __all__ = ["Results", "load_results", "methods", "plot", "run", "table"]
-
-Where: TypeAlias = str | os.PathLike[str] | ResultsDir
-"""A directory of results, or one that holds several such directories."""
 
 _IDENTITY = ("run_id", "method", "variant", "benchmark", "protocol", "backbone", "order", "seed")
 
@@ -78,7 +75,8 @@ def run(
         seeds: run seeds, likewise.
         data: folder of the corpora, None for the default place, or "mini" for the synthetic miniatures.
         get_data: download missing corpora first.
-        results: where results go; None for `results/` in the cache directory.
+        results: where results go: a folder, or a URL such as "s3://bucket/folder"; None for `results/` in the cache
+            directory.
         settings: changed settings: {"rank": 4, "pace.msa": False, "backbone.pool": "mean"}.
         config: TOML file of settings; `settings` win over it.
         existing: what to do with a run that has a result: "reuse", "replace" or "fail".
@@ -121,7 +119,7 @@ def run(
         seeds=request.numbers(seeds, "seeds"),
         data=None if data is None else Path(data).expanduser(),
         get_data=get_data,
-        results=None if results is None else _path(results),
+        results=None if results is None else _at(results),
         settings={} if settings is None else settings,
         config=None if config is None else Path(config).expanduser(),
         existing="replace" if fresh else existing,
@@ -161,7 +159,7 @@ class Results:
     @cached_property
     def sessions(self) -> pd.DataFrame:
         """One row per run and session: which run it is (method, benchmark, order ...), accuracies in percent, costs."""
-        parts = [place.sessions(run_id) for run_id, place in self._places.items()]
+        parts = list(read_each("sessions", self._places).values())
         rows = pd.concat(parts) if parts else SESSIONS_SCHEMA.empty_table().to_pandas()
         return self.runs[list(_IDENTITY)].merge(rows, on="run_id", how="inner", validate="one_to_many")
 
@@ -196,24 +194,23 @@ def load_results(path: Where | Iterable[Where] | None = None) -> Results:
     """Read stored runs.
 
     Args:
-        path: a directory of results, a folder of such directories, or several of either; None for `results/` in the
-            cache directory, which may be empty.
+        path: a directory of results, a folder of such directories, or several of either, by path or by a URL such as
+            "s3://bucket/folder"; None for `results/` in the cache directory, which may be empty.
 
     Raises:
         ResultsError: there are no runs, a file is damaged or newer than this audiocl, or two directories tell
             different results of one run. A run that two directories tell alike is read once.
     """
     if path is None:
-        return _read([ResultsDir(files.home() / "results")])
-    places: list[ResultsDir] = []
+        return _read([results_at(None)])
+    stored: list[ResultsDir] = []
     for each in [path] if isinstance(path, (str, os.PathLike, ResultsDir)) else path:
-        root = _path(each)
-        if root.exists() and not root.is_dir():
-            raise ResultsError(f"{root} is a file: name a directory of results.")
+        root = _at(each)
         if not (found := result_dirs(root)):
-            raise ResultsError(f"there are no runs in {root}: run a benchmark first, or name another directory.")
-        places.extend(found)
-    return _read(places)
+            root.run_ids()  # says it where a file is in the way
+            raise ResultsError(f"there are no runs in {root.name}: run a benchmark first, or name another directory.")
+        stored.extend(found)
+    return _read(stored)
 
 
 def table(number: int | str, results: Where | Iterable[Where] | None = None, **options: Any) -> Sheet:
@@ -275,21 +272,21 @@ def plot(
     if _DRAWN_FROM[kind] == "sessions":
         tables = (drawn.sessions[SESSIONS_SCHEMA.names],)
     elif _DRAWN_FROM[kind] == "predictions":
-        tables = ({run_id: drawn.predictions(run_id) for run_id in rows["run_id"]},)
+        tables = (read_each("predictions", drawn._places),)
     return getattr(figures, kind)(drawn.runs, *tables, **options)
 
 
-def _read(places: list[ResultsDir]) -> Results:
+def _read(stored: list[ResultsDir]) -> Results:
     where: dict[str, ResultsDir] = {}
     tables: list[pd.DataFrame] = []
-    for place in places:
+    for place in stored:
         rows = place.runs()
         known = rows["run_id"].isin(list(where))
         for run_id in rows["run_id"][known]:
             first, second = where[run_id].run(run_id), place.run(run_id)
             if any(first[name] != second[name] for name in SCORES):
                 raise ResultsError(
-                    f"{where[run_id].path} and {place.path} tell different results of run {run_id}: name one of them."
+                    f"{where[run_id].name} and {place.name} tell different results of run {run_id}: name one of them."
                 )
         if not tables or not known.all():
             tables.append(rows[~known])
@@ -316,5 +313,5 @@ def _benchmark(given: str | Path | Benchmark) -> str:
     return str(given)
 
 
-def _path(given: Where) -> Path:
-    return given.path if isinstance(given, ResultsDir) else Path(given).expanduser()
+def _at(given: Where) -> ResultsDir:
+    return given if isinstance(given, ResultsDir) else ResultsDir(places.expanded(given))

@@ -40,20 +40,20 @@ class Finding:
     told: str
 
 
-def examine(data: Path | None = None, results: Path | None = None) -> Iterator[Finding]:
+def examine(data: Path | None = None, results: str | Path | None = None) -> Iterator[Finding]:
     """Yield all findings, area by area.
 
     Args:
         data: folder of the corpora; default `data` in the cache directory.
-        results: where results would go; default `results` in the cache directory.
+        results: where results would go, by path or URL; default `results` in the cache directory.
     """
     yield from _versions()
     yield from _devices()
     yield from _backbones()
     yield from _told("corpora", _corpora(data))
     yield from _told("miniatures", _miniatures())
-    for what, folder in (("cache", home()), ("results", results or home() / "results")):
-        yield _space(what, folder)
+    yield _space("cache", home())
+    yield _results(results or home() / "results")
 
 
 def _told(area: str, findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -132,6 +132,18 @@ def _miniatures() -> Iterator[Finding]:
             yield Finding("miniatures", name, "missing", "needs speech synthesis: pip install 'audiocl[mini]'")
         else:
             yield Finding("miniatures", name, "ready", f"{len(source.specs())} clips, made on first use")
+
+
+def _results(where: str | Path) -> Finding:
+    from audiocl_bench.places import Folder, place
+
+    try:
+        found = place(where)
+        if isinstance(found, Folder):
+            return _space("results", found.path)
+        return Finding("space", "results", "ready", f"{found.name} answers; {len(found.listed('runs'))} runs lie there")
+    except AudioclError as error:
+        return Finding("space", "results", "problem", str(error).rstrip("."))
 
 
 def _space(what: str, folder: Path) -> Finding:

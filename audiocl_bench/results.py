@@ -21,6 +21,8 @@ Scores are computed from the predictions (`score`), never typed in: `ResultsDir.
 its predictions and `ResultsDir.recompute` finds one that was changed later. `runs/<run_id>.parquet` is moved into place
 last, so a run exists if and only if its runs row does. A predictions file depends on the predictions alone (and on the
 pyarrow version): equal predictions give equal bytes.
+
+The directory may lie on another file system (`s3://bucket/folder`, see `places`); its files are the same to the byte.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -46,7 +50,8 @@ import pyarrow.parquet as pq
 
 from audiocl_bench import __version__, metrics
 from audiocl_bench.errors import ResultsError, UnknownNameError, unknown_name
-from audiocl_bench.files import atomic_path, canonical_json, sha256_json
+from audiocl_bench.files import canonical_json, home, sha256_json
+from audiocl_bench.places import Folder, Place, Remote, place
 
 SCHEMA_VERSION = 3
 """2 added `mini` and `variant` to the runs table; 3 `first_session_epochs`, `audio_key`, and to runs and sessions
@@ -55,6 +60,7 @@ SCHEMA_VERSION = 3
 _VERSION_KEY = b"audiocl_schema_version"
 _TABLE_KEY = b"audiocl_table"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,199}")
+_FILE = re.compile(rf"(runs|sessions|predictions)/{_RUN_ID.pattern}\.parquet")
 _LIBRARIES = (
     "torch",
     "peft",
@@ -394,38 +400,57 @@ def _json_text(value: Any, name: str) -> str:
 class ResultsDir:
     """A directory of results: reads and writes the three tables. Creating the object touches no file.
 
-    Every read raises `ResultsError` with one sentence naming the file when it is damaged, not audiocl's, or written by
-    a newer schema.
+    Every read raises `ResultsError` with one sentence naming the file when it is damaged, not audiocl's, written by a
+    newer schema, or out of reach.
+
+    Attributes:
+        place: where it lies.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, where: str | os.PathLike[str] | Place) -> None:
+        """Take a path, a URL (see `places.place`) or a place.
+
+        Raises:
+            ResultsError: a URL cannot be read.
+        """
+        self.place = where if isinstance(where, Folder | Remote) else place(where)
 
     def __repr__(self) -> str:
-        return f"ResultsDir({str(self.path)!r})"
+        return f"ResultsDir({self.place.typed!r})"
+
+    @property
+    def path(self) -> Path:
+        """The folder of this machine that it is. Raises ResultsError for one elsewhere, see `on_disk`."""
+        if isinstance(self.place, Remote):
+            raise ResultsError(f"{self.name} is no folder of this machine: copy it here first.")
+        return self.place.path
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return self.place.name
+
+    @property
+    def work(self) -> Path:
+        """Folder of this machine where unfinished runs keep their locks and checkpoints."""
+        return self.place.work
 
     def file(self, table: str, run_id: str) -> Path:
         """Return the path of one run's file in one table ("runs", "sessions", "predictions")."""
-        return self.path / table / f"{_valid_run_id(run_id)}.parquet"
+        return self.path / _file(table, run_id)
 
     def run_ids(self) -> tuple[str, ...]:
         """Return the ids of all runs, sorted; empty when the directory does not exist."""
-        folder = self.path / "runs"
-        if self.path.exists() and not self.path.is_dir():
-            raise ResultsError(f"{self.path} is a file: point --results at a directory.")
-        try:
-            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        except OSError as cause:
-            raise ResultsError(f"{folder} cannot be listed ({cause.strerror}): check its permissions.") from cause
+        names = self.place.listed("runs")
         return tuple(sorted(n.removesuffix(".parquet") for n in names if n.endswith(".parquet") and n[0] not in "._"))
 
     def has(self, run_id: str) -> bool:
         """Return whether the run is complete, that is, whether its runs row exists."""
-        return self.file("runs", run_id).is_file()
+        return self.place.holds(_file("runs", run_id))
 
     def runs(self) -> pd.DataFrame:
         """Return all rows of the runs table, sorted by run id."""
-        return self._read_many("runs", self.run_ids())
+        return _frame("runs", self.place.each(partial(self._read, "runs"), self.run_ids()))
 
     def run(self, run_id: str) -> dict[str, Any]:
         """Return one run's row; a null is None."""
@@ -433,7 +458,8 @@ class ResultsDir:
 
     def sessions(self, run_id: str | None = None) -> pd.DataFrame:
         """Return the sessions of one run, or of all runs; `classes` holds lists of class names."""
-        frame = self._read_many("sessions", self.run_ids() if run_id is None else (run_id,))
+        run_ids = self.run_ids() if run_id is None else (run_id,)
+        frame = _frame("sessions", self.place.each(partial(self._read, "sessions"), run_ids))
         frame["classes"] = [list(classes) for classes in frame["classes"]]
         return frame
 
@@ -456,21 +482,14 @@ class ResultsDir:
         """
         run_id = _valid_run_id(result.run.get("run_id"))
         if self.has(run_id) and not replace:
-            raise ResultsError(f"run {run_id} is already in {self.path}: ask for it to be replaced, or keep it.")
+            raise ResultsError(f"run {run_id} is already in {self.name}: ask for it to be replaced, or keep it.")
         tables = _arrow_tables(result)
         if wrong := _differences(result.run, result.sessions, result.predictions):
             raise ResultsError(_disagreement(run_id, wrong))
-        runs = self.file("runs", run_id)
-        # The blocks end innermost first: predictions and sessions are in place before the runs row is.
-        with (
-            atomic_path(runs, error=ResultsError) as runs_part,
-            atomic_path(self.file("sessions", run_id), error=ResultsError) as sessions_part,
-            atomic_path(self.file("predictions", run_id), error=ResultsError) as predictions_part,
-        ):
-            parts = {"runs": runs_part, "sessions": sessions_part, "predictions": predictions_part}
-            for name, part in parts.items():
-                pq.write_table(tables[name], part, compression="zstd", write_page_checksum=True)
-            runs.unlink(missing_ok=True)
+        written: dict[str, Callable[[Path], Any]] = {}
+        for table in ("predictions", "sessions", "runs"):  # the row last
+            written[_file(table, run_id)] = partial(_write_parquet, tables[table])
+        self.place.put(written)
         return run_id
 
     def find(self, query: str) -> str:
@@ -483,7 +502,7 @@ class ResultsDir:
         ids = self.run_ids()
         if not ids:
             raise ResultsError(
-                f"there are no runs in {self.path}: run a benchmark first, or point --results elsewhere."
+                f"there are no runs in {self.name}: run a benchmark first, or point --results elsewhere."
             )
         if query in ids:
             return query
@@ -503,17 +522,70 @@ class ResultsDir:
         """
         return _differences(self.run(run_id), self.sessions(run_id), self.predictions(run_id))
 
-    def _read_many(self, table: str, run_ids: Iterable[str]) -> pd.DataFrame:
-        parts = [self._read(table, run_id) for run_id in run_ids]
-        return pa.concat_tables([SCHEMAS[table].empty_table(), *parts]).to_pandas()
+    @contextmanager
+    def on_disk(self, run_ids: Iterable[str] | None = None, *, most: int = 2**40) -> Iterator[ResultsDir]:
+        """Yield these results as a folder of this machine: themselves, or a copy for as long as the block lasts.
+
+        Args:
+            run_ids: the runs whose files are copied, with a README.md; None for all. Of other files a copy has the
+                names and sizes only.
+            most: size of the largest file that is copied, in bytes.
+
+        Raises:
+            ResultsError: they cannot be read, or this disk is full. Errors of the block name these results, not the
+                copy.
+        """
+        wanted = None if run_ids is None else {_file(table, run_id) for run_id in run_ids for table in SCHEMAS}
+
+        def copied(name: str) -> bool:
+            return name == "README.md" or (bool(_FILE.fullmatch(name)) if wanted is None else name in wanted)
+
+        with self.place.on_disk(copied, most) as folder:
+            yield ResultsDir(folder)
+
+    def tidy(self, run_id: str) -> None:
+        """Remove the unfinished files of a run that killed processes left. Call only with the run's lock."""
+        for table in SCHEMAS:
+            self.place.tidy(f"{table}/.{_valid_run_id(run_id)}.parquet.*.part")
 
     def _read(self, table: str, run_id: str) -> pa.Table:
-        path = self.file(table, run_id)
-        if not path.is_file():
+        name = _file(table, run_id)
+        source = self.place.source(name)
+        if source is None:
             if not self.has(run_id):
                 raise _unknown_run(run_id, self.run_ids())
-            raise ResultsError(f"{path} is missing: run {run_id} again.")
-        return read_table(path, table)
+            raise ResultsError(f"{self.name}/{name} is missing: run {run_id} again.")
+        return _parsed(source, table, run_id, f"{self.name}/{name}")
+
+
+Where: TypeAlias = str | os.PathLike[str] | ResultsDir
+"""A directory of results: a path, a URL such as s3://bucket/folder, or the directory itself."""
+
+
+def results_at(where: Where | None) -> ResultsDir:
+    """Return the directory of results at a place; None is `results/` in the cache directory."""
+    if isinstance(where, ResultsDir):
+        return where
+    return ResultsDir(home() / "results" if where is None else where)
+
+
+def read_each(table: str, where: Mapping[str, ResultsDir]) -> dict[str, pd.DataFrame]:
+    """Read the sessions or predictions of several runs, many at once where they lie elsewhere.
+
+    Args:
+        table: "sessions" or "predictions".
+        where: the directory of every run, by run id.
+
+    Returns:
+        {run id: table}, in the same order.
+    """
+    first = next((results.place for results in where.values() if isinstance(results.place, Remote)), Folder(Path()))
+
+    def read(item: tuple[str, ResultsDir]) -> pd.DataFrame:
+        run_id, results = item
+        return results.sessions(run_id) if table == "sessions" else results.predictions(run_id)
+
+    return dict(zip(where, first.each(read, where.items()), strict=True))
 
 
 def method_source(run: Mapping[Any, Any] | pd.Series) -> str:
@@ -543,15 +615,12 @@ def own_origin(run: Mapping[Any, Any] | pd.Series) -> str:
     return f"audio {str(audio)[:12]}, E_0 = {int(epochs)}"
 
 
-def result_dirs(root: str | os.PathLike[str]) -> tuple[ResultsDir, ...]:
+def result_dirs(root: Where) -> tuple[ResultsDir, ...]:
     """Return the results directories at `root`: itself if it holds runs, else every folder directly below that does.
 
     This is the layout of the repository's `results/`: one folder per collection of runs, sorted by name.
     """
-    path = Path(root)
-    if (path / "runs").is_dir():
-        return (ResultsDir(path),)
-    return tuple(ResultsDir(file.parent) for file in sorted(path.glob("*/runs")) if file.is_dir())
+    return tuple(ResultsDir(found) for found in results_at(root).place.holders("runs"))
 
 
 def read_table(path: Path, table: str) -> pa.Table:
@@ -560,9 +629,14 @@ def read_table(path: Path, table: str) -> pa.Table:
     Raises:
         ResultsError: one sentence naming the file: damaged, foreign, newer schema, other columns, or another run's.
     """
+    return _parsed(path, table, path.stem, str(path))
+
+
+def _parsed(source: Any, table: str, run_id: str, path: str) -> pa.Table:
+    """Read what `source` (a path, or bytes in memory) holds of a run's table; `path` is how messages name it."""
     expected = SCHEMAS[table]
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as handle:
+        with pq.ParquetFile(source, page_checksum_verification=True) as handle:
             metadata = handle.schema_arrow.metadata or {}
             _check_version(path, table, metadata)
             content = handle.read().replace_schema_metadata(None)
@@ -576,7 +650,7 @@ def read_table(path: Path, table: str) -> pa.Table:
         raise ResultsError(
             f"{path} has other columns than schema {SCHEMA_VERSION} ({_schema_change(content, expected)})."
         )
-    if set(content.column("run_id").unique().to_pylist()) != {path.stem} or (table == "runs" and len(content) != 1):
+    if set(content.column("run_id").unique().to_pylist()) != {run_id} or (table == "runs" and len(content) != 1):
         raise ResultsError(f"{path} holds another run than its name says: give the file back its own name.")
     return content
 
@@ -613,7 +687,7 @@ def _upgraded(content: pa.Table, table: str, version: int) -> pa.Table:
     return content
 
 
-def _check_version(path: Path, table: str, metadata: Mapping[bytes, bytes]) -> None:
+def _check_version(path: str, table: str, metadata: Mapping[bytes, bytes]) -> None:
     version = metadata.get(_VERSION_KEY, b"").decode("ascii", "replace")
     if not version.isdigit() or metadata.get(_TABLE_KEY) != table.encode():
         raise ResultsError(f"{path} was not written by audiocl as a {table} table: move it out of this directory.")
@@ -633,6 +707,18 @@ def _schema_change(content: pa.Table, expected: pa.Schema) -> str:
             return f"'{name}' is {found.field(name).type}, not {expected.field(name).type}"
     extra = [name for name in found.names if name not in expected.names]
     return f"unexpected '{extra[0]}'" if extra else "their order differs"
+
+
+def _file(table: str, run_id: Any) -> str:
+    return f"{table}/{_valid_run_id(run_id)}.parquet"
+
+
+def _frame(table: str, parts: Iterable[pa.Table]) -> pd.DataFrame:
+    return pa.concat_tables([SCHEMAS[table].empty_table(), *parts]).to_pandas()
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def _valid_run_id(run_id: Any) -> str:

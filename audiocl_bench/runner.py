@@ -40,7 +40,7 @@ from audiocl_bench.method import (
     kept_bytes,
     require_storable,
 )
-from audiocl_bench.results import SCHEMAS, ResultsDir, build_result, make_run_id, provenance
+from audiocl_bench.results import ResultsDir, build_result, make_run_id, provenance
 from audiocl_bench.store import Store
 from audiocl_bench.streams import Stream
 from audiocl_bench.training import check_device, faster
@@ -163,7 +163,7 @@ def execute(
     Args:
         plan: method, settings, seed, device.
         material: stream, clips and backbone.
-        results: where the result goes; unfinished runs keep their checkpoint under `work/` there.
+        results: where the result goes; unfinished runs keep their checkpoint in its folder `work`.
         existing: what happens when the run already has a result: "reuse" it, "replace" it, or "fail".
         fresh: ignore a checkpoint and start at the first session.
         wait: wait for another process that is making the same run (then reuse its result); else return "busy".
@@ -177,7 +177,7 @@ def execute(
         AudioclError: whatever bad input the method or data raises; finished sessions stay checkpointed.
     """
     identity = run_id(plan, material)
-    work = results.path / "work" / identity
+    work = results.work / identity
     try:
         work.parent.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
@@ -233,10 +233,8 @@ def learn_all(plan: Plan, material: Material, *, monitor: Monitor | None = None)
 
 def _clean(results: ResultsDir, identity: str) -> None:
     """Remove the checkpoint, and the unfinished files that killed processes left. Call only with the run's lock."""
-    shutil.rmtree(results.path / "work" / identity, ignore_errors=True)
-    for table in SCHEMAS:
-        for part in (results.path / table).glob(f".{identity}.parquet.*.part"):
-            part.unlink(missing_ok=True)
+    shutil.rmtree(results.work / identity, ignore_errors=True)
+    results.tidy(identity)
 
 
 def _tell(monitor: Monitor | None, text: str) -> None:

@@ -25,7 +25,7 @@ from audiocl_bench.acquire import corpora as acquire
 from audiocl_bench.acquire.catalogue import downloadable
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.benchmarks import Benchmark
-from audiocl_bench.errors import AudioclError, ConfigError, CorpusError, ResultsError, unknown_name
+from audiocl_bench.errors import AudioclError, ConfigError, CorpusError, unknown_name
 from audiocl_bench.executors import Name as Executor
 from audiocl_bench.executors.events import Ended
 from audiocl_bench.executors.foreman import Board, Engine, carry_out
@@ -35,7 +35,7 @@ from audiocl_bench.leak import leak, readings
 from audiocl_bench.method import Method
 from audiocl_bench.mini.catalogue import PREFIX
 from audiocl_bench.report.tables import LeakRow
-from audiocl_bench.results import ResultsDir
+from audiocl_bench.results import ResultsDir, Where, results_at
 from audiocl_bench.runner import Existing, Learned, Material, Monitor, Plan, Silent, execute, learn_all, run_id
 from audiocl_bench.streams import Stream
 
@@ -61,7 +61,7 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
     data: Path | None = None
     get_data: bool = False
-    results: Path | None = None
+    results: Where | None = None
     settings: tuple[str, ...] | Mapping[str, Any] = ()
     config: Path | None = None
     existing: Existing = "reuse"
@@ -180,7 +180,7 @@ def _check(sweep: Sweep, presentation: Presentation) -> _Request:
 
     planned = {benchmark: tuple(plans(benchmark)) for benchmark in chosen}
     if not sweep.audit:
-        _check_results(ResultsDir(sweep.results or files.home() / "results"))
+        _check_results(results_at(sweep.results), sweep.elsewhere)
     if sweep.get_data:
         _get_missing(sweep, chosen, presentation)
     opened = tuple(_open_all(sweep, chosen))
@@ -200,7 +200,7 @@ def make(sweep: Sweep, presentation: Presentation) -> Outcome:
     if sweep.elsewhere is not None and not sweep.audit:
         return make_together([sweep], presentation)
     request = _check(sweep, presentation)
-    results = ResultsDir(sweep.results or files.home() / "results")
+    results = results_at(sweep.results)
     total = sum(len(request.plans[item.benchmark]) for item in request.opened)
     with limited(sweep.threads), presentation.watching(total) as watcher:
         maker = (_Auditor if sweep.audit else _Maker)(request.sweep, results, watcher)
@@ -230,7 +230,7 @@ def make_together(sweeps: Sequence[Sweep], presentation: Presentation) -> Outcom
         KeyboardInterrupt: Ctrl-C; finished sessions are kept.
     """
     first = sweeps[0]
-    ledger = _Ledger(ResultsDir(first.results or files.home() / "results"))
+    ledger = _Ledger(results_at(first.results))
     for sweep in sweeps:
         try:
             ledger.ask(_check(sweep, presentation))
@@ -354,7 +354,7 @@ def _unit(request: _Request, item: _Opened, plan: Plan, identity: str, results: 
         pool=pool,
         layer=layer,
         data=None if sweep.data is None else str(sweep.data),
-        results=str(results.path.absolute()),
+        results=results.place.address,
         home=str(files.home().absolute()),
         folder=str(Path.cwd()),
         device=sweep.device if there else str(plan.device),
@@ -366,14 +366,14 @@ def _unit(request: _Request, item: _Opened, plan: Plan, identity: str, results: 
 
 def _forget(results: ResultsDir, identity: str) -> None:
     """Remove the checkpoint of a run that shall start anew: a second attempt then continues only what the first did."""
-    lock = FileLock(results.path / "work" / f"{identity}.lock")
+    lock = FileLock(results.work / f"{identity}.lock")
     with contextlib.suppress(Timeout), lock.acquire(timeout=0):
-        shutil.rmtree(results.path / "work" / identity, ignore_errors=True)
+        shutil.rmtree(results.work / identity, ignore_errors=True)
 
 
 def _engine(sweep: Sweep, results: ResultsDir) -> tuple[Engine, int]:
     """Return what makes the runs of a sweep, and the CPU threads that each of them gets."""
-    work = results.path.absolute() / "work"
+    work = results.work.absolute()
     if sweep.elsewhere == "ray":
         from audiocl_bench.executors.ray import RayEngine
 
@@ -472,7 +472,7 @@ class _Maker:
             self.failures.append(f"{name} failed: {error}")
         except Exception as error:
             self.bugs.append(error)
-            told = explain_bug(error, name, self._results.path / "work" / "traceback.txt")
+            told = explain_bug(error, name, self._results.work / "traceback.txt")
             self.failures.append(f"{name} failed: {told}")
         else:
             if status == "busy":
@@ -666,9 +666,12 @@ def _check_executor(sweep: Sweep) -> None:
         slurm.parameters(sweep.slurm)
 
 
-def _check_results(results: ResultsDir) -> None:
+def _check_results(results: ResultsDir, elsewhere: Executor | None) -> None:
     """Fail now rather than after an hour of training: the directory can be read as a whole, and written."""
+    if elsewhere is not None and results.place.private:
+        raise ConfigError(
+            f"{results.name} lies in the memory of this process, and an executor's processes cannot write there: give "
+            "--results another place, or make the runs here, without --executor and --jobs."
+        )
     results.runs()
-    probe = results.path / "work" / ".writable"
-    files.write_text(probe, "", error=ResultsError)
-    probe.unlink(missing_ok=True)
+    results.place.check()

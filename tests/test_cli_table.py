@@ -171,7 +171,7 @@ def test_reproduce_runs_what_it_lists(
         (("us8k",), 1, (2,)),
     ]
     assert {(s.results, s.threads, s.quiet, s.device, s.data, s.protocol) for s in asked} == {
-        (results, 1, True, "cpu", None, None)
+        (str(results), 1, True, "cpu", None, None)
     }
     assert "70.00 ± 0.00" in outcome.out
     # Only what is still missing is asked for again.

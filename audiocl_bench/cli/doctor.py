@@ -14,7 +14,7 @@ def doctor(
         typer.Option("--data", metavar="DIR", help="Folder of the corpora (default: data/ in the cache directory)."),
     ] = None,
     results: Annotated[
-        Path | None, typer.Option("--results", metavar="DIR", help="Where results would go (as `run --results`).")
+        str | None, typer.Option("--results", metavar="DIR", help="Where results would go (as `run --results`).")
     ] = None,
 ) -> None:
     """Say what is ready: versions, devices, backbones, corpora, free space.

@@ -26,7 +26,7 @@ app = typer.Typer(
 @app.command("build")
 def build(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the site; an older site is replaced.")],
-    results: Annotated[list[Path] | None, _RESULTS] = None,
+    results: Annotated[list[str] | None, _RESULTS] = None,
 ) -> None:
     """Write the leaderboard as a folder of HTML pages.
 
@@ -63,7 +63,7 @@ def serve(
         Path | None,
         typer.Argument(help="Folder of a built leaderboard; without it one is built for as long as it is served."),
     ] = None,
-    results: Annotated[list[Path] | None, _RESULTS] = None,
+    results: Annotated[list[str] | None, _RESULTS] = None,
     port: Annotated[
         int, typer.Option("--port", metavar="N", min=0, max=65535, help="TCP port; 0 takes a free one.")
     ] = 8000,
@@ -96,16 +96,17 @@ def serve(
             serving.server_close()
 
 
-def _directories(given: list[Path] | None) -> list[ResultsDir]:
+def _directories(given: list[str] | None) -> list[ResultsDir]:
     """Return all directories of results at the places given."""
-    from audiocl_bench import files
     from audiocl_bench.errors import ResultsError
-    from audiocl_bench.results import result_dirs
+    from audiocl_bench.results import result_dirs, results_at
 
     found: list[ResultsDir] = []
-    for place in given or [files.home() / "results"]:
-        here = result_dirs(place)
+    for root in map(results_at, given) if given else [results_at(None)]:
+        here = result_dirs(root)
         if not here:
-            raise ResultsError(f"there are no runs in {place}: run a benchmark first, or point --results elsewhere.")
+            raise ResultsError(
+                f"there are no runs in {root.name}: run a benchmark first, or point --results elsewhere."
+            )
         found.extend(here)
     return found

@@ -50,12 +50,12 @@ GetData = Annotated[
     typer.Option("--get-data", rich_help_panel=WHERE, help="Download missing corpora first (never done without this)."),
 ]
 Results = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--results",
         metavar="DIR",
         rich_help_panel=WHERE,
-        help="Where results go, as Parquet (default: results/ in the cache directory).",
+        help="Where results go, as Parquet: a folder or s3://BUCKET/FOLDER (default: results/ in the cache directory).",
     ),
 ]
 Settings = Annotated[

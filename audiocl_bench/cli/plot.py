@@ -34,7 +34,7 @@ colour-blind readers, and nothing is told by colour alone.
 _FILTERS, _PICTURE = "Which runs", "Picture"
 
 Results = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--results",
         metavar="DIR",
@@ -384,7 +384,7 @@ def features(
 
 
 def _chosen(
-    results: list[Path] | None,
+    results: list[str] | None,
     method: list[str] | None,
     bench: list[str] | None,
     protocol: list[str] | None,
@@ -394,13 +394,12 @@ def _chosen(
     where: list[str] | None,
 ) -> Chosen:
     """Read the results directories and keep the runs asked for."""
-    from audiocl_bench import files
     from audiocl_bench.report.figures import select
     from audiocl_bench.request import numbers
-    from audiocl_bench.results import ResultsDir, result_dirs
+    from audiocl_bench.results import result_dirs, results_at
 
-    roots = results or [files.home() / "results"]
-    directories = [found for root in roots for found in (result_dirs(root) or (ResultsDir(root),))]
+    roots = [results_at(root) for root in results] if results else [results_at(None)]
+    directories = [found for root in roots for found in (result_dirs(root) or (root,))]
     return select(
         directories,
         methods=_names(method, "--method"),

@@ -82,7 +82,7 @@ def reproduce(
         typer.echo("No run is missing.\n")
         typer.echo(sheets.render(sheet), nl=False)
         return
-    _list(sheet.title, missing, data=sheet.data, results=results)
+    _list(sheet.title, missing, data=sheet.data, results=sheet.results)
     together = executor is not None or (jobs or 1) > 1
     if not (run or _agreed("several at once" if together else "one command after the other")):
         return
@@ -118,7 +118,7 @@ def reproduce(
             failures.append(str(error))
     else:
         for command, sweep in zip(missing, sweeps, strict=True):
-            typer.echo(f"\n$ {command.text(data=sheet.data, results=results)}")
+            typer.echo(f"\n$ {command.text(data=sheet.data, results=sheet.results)}")
             try:
                 run_sweep(sweep)
             except AudioclError as error:
@@ -129,7 +129,7 @@ def reproduce(
         raise AudioclError("\n".join(dict.fromkeys(failures)))
 
 
-def _list(title: str, missing: tuple[Command, ...], *, data: Path | None, results: Path | None) -> None:
+def _list(title: str, missing: tuple[Command, ...], *, data: Path | None, results: str | None) -> None:
     """Print how many runs are missing and the commands that make them."""
     count = sum(command.runs for command in missing)
     typer.echo(f"{title}: {count} {'run is' if count == 1 else 'runs are'} missing.\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,8 @@ def show(
         str | None, typer.Argument(help="A run id, or an unambiguous part of it; without it all runs are listed.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option("--results", help="Directory of results (default: results/ in the cache directory).")
+        str | None,
+        typer.Option("--results", metavar="DIR", help="Directory of results (default: results/ in the cache)."),
     ] = None,
 ) -> None:
     """Show a run: accuracy matrix, scores, costs, audits and provenance; or the table of all runs.
@@ -28,11 +28,10 @@ def show(
     """
     from rich.console import Console
 
-    from audiocl_bench import files
     from audiocl_bench.report import tables
-    from audiocl_bench.results import ResultsDir
+    from audiocl_bench.results import results_at
 
-    stored = ResultsDir(results or files.home() / "results")
+    stored = results_at(results)
     console = Console()
     if run is not None:
         console.print(tables.show_run(stored, stored.find(run)))

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence, Sized
 
+    from audiocl_bench.results import ResultsDir
     from audiocl_bench.submission.collection import Report
     from audiocl_bench.submission.difference import Change
 
@@ -22,7 +23,8 @@ def submit(
         typer.Argument(metavar="RUN...", help="Run ids or unambiguous parts, or METHOD, METHOD@PRESET: all its runs."),
     ],
     results: Annotated[
-        Path | None, typer.Option("--results", help="Directory of results (default: results/ in the cache directory).")
+        str | None,
+        typer.Option("--results", metavar="DIR", help="Directory of results (default: results/ in the cache)."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The pack to write.")] = Path("submission.zip"),
     description: Annotated[
@@ -43,16 +45,16 @@ def submit(
 
       audiocl submit pace@no-msa ranpac-esc50-paper-eat_base-o0 --out ablation.zip
     """
-    from audiocl_bench import files
     from audiocl_bench.acquire.download import amount
-    from audiocl_bench.results import ResultsDir
+    from audiocl_bench.results import results_at
     from audiocl_bench.submission import collection, pack
 
-    stored = ResultsDir(results or files.home() / "results")
+    stored = results_at(results)
     chosen = pack.choose(stored, runs)
-    report = collection.verify_collection(stored.path, collection.published(), only=chosen)
-    _stop_if_refused(report.problems, "nothing was packed")
-    pack.write(stored, chosen, out, description=description, contact=contact, url=url)
+    with stored.on_disk(chosen) as here:
+        report = collection.verify_collection(here, collection.published(), only=chosen)
+        _stop_if_refused(report.problems, "nothing was packed")
+        pack.write(here, chosen, out, description=description, contact=contact, url=url)
     for note in report.notes:
         _print(f"note: {note}")
     for place in _paths(report):
@@ -63,12 +65,12 @@ def submit(
 
 
 def verify(
-    what: Annotated[Path, typer.Argument(metavar="PACK|DIR", help="A pack, a collection, or a folder of collections.")],
+    what: Annotated[str, typer.Argument(metavar="PACK|DIR", help="A pack, a collection, or a folder of collections.")],
     add: Annotated[
-        Path | None, typer.Option("--add", metavar="DIR", help="Unpack a pack that passes into results/NAME.")
+        str | None, typer.Option("--add", metavar="DIR", help="Unpack a pack that passes into results/NAME.")
     ] = None,
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--against", metavar="DIR", help="Published collections (default: results/ of this clone)."),
     ] = None,
     before: Annotated[
@@ -96,35 +98,45 @@ def verify(
     import pandas as pd
 
     from audiocl_bench.errors import ResultsError
-    from audiocl_bench.results import ResultsDir
+    from audiocl_bench.places import Folder
+    from audiocl_bench.results import results_at
     from audiocl_bench.submission import collection
     from audiocl_bench.submission.difference import all_runs, difference
 
+    given = results_at(what)
     if before is not None:
-        _verify_change(before, what)
+        _verify_change(before, given.path)
         return
-    if add is not None and what.is_dir():
-        raise ResultsError(f"--add takes a pack, and {what} is a directory: pack its runs with `audiocl submit` first.")
-    if what.is_dir():
-        _verify_folder(what, against)
+    folder = not isinstance(given.place, Folder) or given.path.is_dir()
+    if add is not None and folder:
+        raise ResultsError(
+            f"--add takes a pack, and {given.name} is a directory: pack its runs with `audiocl submit` first."
+        )
+    if folder:
+        _verify_folder(given, against)
         return
-    known = collection.published(add.parent if add and not against and add.parent.is_dir() else against)
-    if add is None:
-        report = collection.verify_pack(what, known)
+    target = None if add is None else results_at(add)
+    if target is None or against or not isinstance(target.place, Folder) or not target.path.parent.is_dir():
+        known = collection.published(against)
     else:
-        report = collection.add(what, add, [one for one in known if one.path.resolve() != add.resolve()])
-    _stop_if_refused(report.problems, f"{what} is refused")
+        known = collection.published(target.path.parent)
+    if target is None:
+        report = collection.verify_pack(given.path, known)
+    else:
+        others = [one for one in known if one.place.identity != target.place.identity]
+        report = collection.add(given.path, target, others)
+    _stop_if_refused(report.problems, f"{given.name} is refused")
     _print_report(report)
     old = all_runs(known)
     old = old[~old["run_id"].isin(report.runs["run_id"])]
     _print_changes(
         difference(old, pd.concat([old, report.runs], ignore_index=True)), "What it adds to what is published"
     )
-    if add is not None:
-        _print(f"added to {add}, which now has {_count(ResultsDir(add).run_ids())}.")
+    if target is not None:
+        _print(f"added to {target.name}, which now has {_count(target.run_ids())}.")
 
 
-def _verify_folder(what: Path, against: Path | None) -> None:
+def _verify_folder(what: ResultsDir, against: str | None) -> None:
     """Verify a collection, or every collection of a folder against the others."""
     from audiocl_bench.errors import ResultsError
     from audiocl_bench.results import result_dirs
@@ -132,13 +144,13 @@ def _verify_folder(what: Path, against: Path | None) -> None:
 
     found = result_dirs(what)
     if not found:
-        raise ResultsError(f"{what} holds no runs: point at a results directory, a folder of them, or a pack.")
-    if (what / "runs").is_dir():
+        raise ResultsError(f"{what.name} holds no runs: point at a results directory, a folder of them, or a pack.")
+    if found[0].place.identity == what.place.identity:
         reports = [collection.verify_collection(what, collection.published(against))]
     else:
         known = collection.published(against) if against else ()
-        reports = collection.verify_collections([one.path for one in found], known)
-    _print_reports(reports, what)
+        reports = collection.verify_collections(found, known)
+    _print_reports(reports, what.name)
 
 
 def _verify_change(before: Path, after: Path) -> None:
@@ -158,14 +170,14 @@ def _verify_change(before: Path, after: Path) -> None:
     for name in gone:
         _print(f"note: the collection {name} is removed.")
     kept = [one for one in new if one.path not in changed]
-    _print_reports(collection.verify_collections(changed, kept), after, problems)
+    _print_reports(collection.verify_collections(changed, kept), str(after), problems)
     if changed or gone:
         _print_changes(difference(all_runs(old), all_runs(new)), "What changes")
     else:
         _print("no collection is added, changed or removed.")
 
 
-def _print_reports(reports: Sequence[Report], what: Path, problems: Sequence[str] = ()) -> None:
+def _print_reports(reports: Sequence[Report], what: str, problems: Sequence[str] = ()) -> None:
     """Print the reports that are all right, then stop with the problems of the others, if there are any."""
     for report in reports:
         if report.passed:

@@ -65,13 +65,13 @@ def _tell(outcome: Outcome) -> None:
 
 def _print_runs(outcome: Outcome) -> None:
     """Print the table of all runs that have a result, and where it is."""
-    console, path = Console(), outcome.results.path
+    console, place = Console(), outcome.results.place
     table = outcome.results.runs()
     console.print(runs_table(table[table["run_id"].isin(outcome.done)]))
     made = len(outcome.done) - outcome.reused
     console.print(
-        f"{made} {'run' if made == 1 else 'runs'} made, {outcome.reused} reused. Results: {path}",
-        f"In full: audiocl show {outcome.done[-1]} --results {shlex.quote(str(path))}",
+        f"{made} {'run' if made == 1 else 'runs'} made, {outcome.reused} reused. Results: {place.name}",
+        f"In full: audiocl show {outcome.done[-1]} --results {shlex.quote(place.typed)}",
         sep="\n",
         soft_wrap=True,
         highlight=False,

@@ -70,7 +70,7 @@ def table(
         ),
     ] = None,
     results: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--results",
             metavar="DIR",
@@ -150,7 +150,7 @@ def table(
 def published(
     number: str,
     *,
-    results: list[Path] | None,
+    results: list[str] | None,
     bench: list[str] | None,
     backbone: str,
     protocol: str | None,
@@ -172,10 +172,10 @@ def published(
     from audiocl_bench.report import paper
     from audiocl_bench.results import ResultsDir
 
-    places = [ResultsDir(path) for path in results] if results and may_be_new else results
+    places = [ResultsDir(path) for path in results] if results else None
     sheet = paper.table(
         number,
-        places,
+        places if may_be_new else results,
         backbone=backbone,
         protocol=protocol,
         mini=data == MINI,
@@ -184,7 +184,8 @@ def published(
         seeds=None if seeds is None else numbers(seeds, "--seeds"),
         score=score,
     )
-    return dataclasses.replace(sheet, data=None if data == MINI else data, results=results[0] if results else None)
+    typed = places[0].place.typed if places else None
+    return dataclasses.replace(sheet, data=None if data == MINI else data, results=typed)
 
 
 def _benchmarks(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -195,7 +196,7 @@ def _benchmarks(given: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _free(
-    results: list[Path] | None,
+    results: list[str] | None,
     *,
     rows: str,
     cols: str,

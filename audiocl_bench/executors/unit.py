@@ -50,7 +50,7 @@ class Unit:
         backbone: a name or a path.
         pool, layer: settings of the backbone; None for its defaults.
         data: folder of the corpora, None for the default place.
-        results: folder of the results, absolute.
+        results: folder of the results, absolute, or its URL with the credentials it takes.
         home: audiocl's cache directory, absolute.
         folder: working directory that relative paths are relative to.
         device: "auto", "cpu", "cuda" or "cuda:N", as seen by the worker.
@@ -71,7 +71,7 @@ class Unit:
     pool: str | None
     layer: int | None
     data: str | None
-    results: str
+    results: str = dataclasses.field(repr=False)
     home: str
     folder: str
     device: str
@@ -215,9 +215,9 @@ class Workshop:
                 f"the worker on {socket.gethostname()} would make {found} instead of {unit.run_id}: it sees other "
                 "code, data or weights than the process that asked."
             )
-        relay, existing, told = _Relay(line), unit.existing, False
+        relay, results, existing, told = _Relay(line), ResultsDir(unit.results), unit.existing, False
         while True:
-            identity, status = execute(plan, material, ResultsDir(Path(unit.results)), existing=existing, monitor=relay)
+            identity, status = execute(plan, material, results, existing=existing, monitor=relay)
             if status != "busy":
                 return Ended(status, identity)
             if not told:
@@ -253,7 +253,7 @@ class Workshop:
 
     def _bug(self, unit: Unit, error: Exception) -> Ended:
         # A file of its own for every run: two may fail at once.
-        file = Path(unit.results) / "work" / f"{unit.run_id}.traceback.txt"
+        file = ResultsDir(unit.results).work / f"{unit.run_id}.traceback.txt"
         try:
             told = explain_bug(error, unit.label, file)
         except AudioclError as full:

@@ -65,12 +65,12 @@ class Command:
         """Whether it runs miniatures."""
         return all(name.startswith(PREFIX) for name in self.benchmarks)
 
-    def text(self, *, data: Path | None = None, results: Path | None = None) -> str:
+    def text(self, *, data: Path | None = None, results: str | Path | None = None) -> str:
         """Return the command as typed into a shell; what equals the default of `audiocl run` is left out.
 
         Args:
             data: folder of the corpora, if it is not the default one. Miniatures need none.
-            results: folder of results, if it is not the default one.
+            results: folder of results or its URL, if it is not the default one.
         """
         words = ["audiocl", "run", "-m", ",".join(self.methods), "-b", self._benchmarks()]
         if self.mini:

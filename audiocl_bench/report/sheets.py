@@ -31,13 +31,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiocl_bench import backbones, benchmarks, config, files, metrics, registry
+from audiocl_bench import backbones, benchmarks, config, files, metrics, places, registry
 from audiocl_bench.errors import AudioclError, ConfigError, ResultsError, unknown_name
 from audiocl_bench.method import Method
 from audiocl_bench.report import sheet_formats
 from audiocl_bench.report.commands import Command, Stream, Wanted, commands, ranges
 from audiocl_bench.report.tables import not_comparable
-from audiocl_bench.results import RUNS_SCHEMA, SCORES, ResultsDir, method_source, own_origin, result_dirs
+from audiocl_bench.results import RUNS_SCHEMA, SCORES, ResultsDir, Where, method_source, own_origin, result_dirs
 
 Format = Literal["markdown", "latex", "csv", "html"]
 FORMATS: tuple[Format, ...] = ("markdown", "latex", "csv", "html")
@@ -137,7 +137,7 @@ class Sheet:
     remarks: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
     data: Path | None = None
-    results: Path | None = None
+    results: str | None = None
 
     @property
     def has_paper(self) -> bool:
@@ -249,8 +249,8 @@ def _number(value: float | None) -> float:
 # Runs
 
 
-Results = ResultsDir | str | os.PathLike[str]
-"""A results directory, or a path: of one, or of a folder that holds several (`results.result_dirs`)."""
+Results = Where
+"""A results directory, or a path or URL: of one, or of a folder that holds several (`results.result_dirs`)."""
 
 
 def load_runs(results: Results | Sequence[Results] | None = None) -> pd.DataFrame:
@@ -272,11 +272,10 @@ def load_runs(results: Results | Sequence[Results] | None = None) -> pd.DataFram
 def _folders(given: Results) -> tuple[ResultsDir, ...]:
     if isinstance(given, ResultsDir):
         return (given,)
-    root = Path(given).expanduser()
-    if root.exists() and not root.is_dir():
-        raise ResultsError(f"{root} is a file: point --results at a directory.")
+    root = ResultsDir(places.expanded(given))
     if not (found := result_dirs(root)):
-        raise ResultsError(f"there are no runs in {root}: run a benchmark first, or point --results elsewhere.")
+        root.run_ids()  # says it where a file is in the way
+        raise ResultsError(f"there are no runs in {root.name}: run a benchmark first, or point --results elsewhere.")
     return found
 
 

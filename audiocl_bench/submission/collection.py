@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from dataclasses import field as with_default
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -14,8 +16,9 @@ import pandas as pd
 from audiocl_bench import benchmarks, files
 from audiocl_bench.acquire.download import amount
 from audiocl_bench.errors import AudioclError, ResultsError
-from audiocl_bench.files import atomic_path, sha256_file, write_text
-from audiocl_bench.results import RUNS_SCHEMA, SCHEMAS, ResultsDir, read_table, result_dirs
+from audiocl_bench.files import sha256_file
+from audiocl_bench.places import Folder
+from audiocl_bench.results import RUNS_SCHEMA, SCHEMAS, ResultsDir, Where, read_table, result_dirs, results_at
 from audiocl_bench.submission.bounded import MAX_FILE_BYTES, MAX_RUNS, refusals, shown
 from audiocl_bench.submission.checks import Findings, check_run, fingerprint, missing_orders
 from audiocl_bench.submission.pack import MANIFEST, TEXTS, unpacked, untrue
@@ -59,10 +62,11 @@ class Report:
         return not self.problems
 
 
-def published(root: Path | None = None) -> tuple[ResultsDir, ...]:
+def published(root: Where | None = None) -> tuple[ResultsDir, ...]:
     """Return the collections at `root`; by default those of the clone this runs from (none in an installed copy)."""
     if root is not None:
-        if not root.is_dir():
+        place = results_at(root).place
+        if isinstance(place, Folder) and not place.path.is_dir():
             raise ResultsError(f"--against {root} is no directory: point it at a results/ folder of collections.")
         return result_dirs(root)
     folder = files.paper_dir().parent
@@ -80,7 +84,7 @@ def verify_pack(path: Path, against: Sequence[ResultsDir] = ()) -> Report:
 
 
 def verify_collection(
-    folder: Path,
+    folder: Where,
     against: Sequence[ResultsDir] = (),
     *,
     prefix: str | None = None,
@@ -89,31 +93,39 @@ def verify_collection(
     """Verify a collection: layout, limits, every run by itself, duplicates, completeness over orders and seeds.
 
     Args:
-        folder: directory with runs/, sessions/ and predictions/.
+        folder: directory with runs/, sessions/ and predictions/, here or elsewhere (it is then copied here first).
         against: published collections, for duplicates and completeness; `folder` itself is left out of them. They are
             read without limits, so they must have been verified.
-        prefix: how messages name the folder; default `folder/`.
+        prefix: how messages name the folder; default its name and a slash.
         only: verify these runs alone.
 
     Raises:
         ResultsError: there are no runs in `folder`.
     """
-    examined = _examine(folder, prefix, only)
-    _relate(examined, against)
-    return examined.report()
+    chosen = None if only is None else tuple(only)
+    with _copied(folder, chosen) as results:
+        examined = _examine(results, prefix, chosen)
+        _relate(examined, against)
+        return examined.report()
 
 
-def verify_collections(folders: Sequence[Path], against: Sequence[ResultsDir] = ()) -> list[Report]:
+def verify_collections(folders: Sequence[Where], against: Sequence[ResultsDir] = ()) -> list[Report]:
     """Verify several collections, and then those that passed against `against` and against each other.
 
     Raises:
         ResultsError: as `verify_collection`.
     """
-    all_examined = [_examine(folder, None, None) for folder in folders]
-    harmless = [examined.results for examined in all_examined if not examined.found.problems]
-    for examined in all_examined:
-        _relate(examined, [*against, *harmless])
-    return [examined.report() for examined in all_examined]
+    with ExitStack() as copies:
+        all_examined = [_examine(copies.enter_context(_copied(folder)), None, None) for folder in folders]
+        harmless = [examined.results for examined in all_examined if not examined.found.problems]
+        for examined in all_examined:
+            _relate(examined, [*against, *harmless])
+        return [examined.report() for examined in all_examined]
+
+
+def _copied(folder: Where, run_ids: Iterable[str] | None = None) -> AbstractContextManager[ResultsDir]:
+    """Yield a collection as a folder of this machine, without files that are too large for any table."""
+    return results_at(folder).on_disk(run_ids, most=max(MAX_FILE_BYTES.values()))
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class _Examined:
     def report(self) -> Report:
         folder = self.results.path
         return Report(
-            str(folder),
+            self.results.name,
             self.runs,
             self.predictions,
             tuple(self.prefix + text.replace(f"{folder}/", "") for text in self.found.problems),
@@ -138,12 +150,12 @@ class _Examined:
         )
 
 
-def _examine(folder: Path, prefix: str | None, only: Iterable[str] | None) -> _Examined:
+def _examine(results: ResultsDir, prefix: str | None, only: Sequence[str] | None) -> _Examined:
     """Check layout, limits and every run by itself; nothing is read that was not found harmless."""
-    results, found = ResultsDir(folder), Findings()
+    folder, found = results.path, Findings()
     run_ids = results.run_ids() if only is None else tuple(only)
     if not run_ids:
-        raise ResultsError(f"{folder} holds no runs: point at a results directory or a pack.")
+        raise ResultsError(f"{results.name} holds no runs: point at a results directory or a pack.")
     _check_files(folder, run_ids, found)
     rows, predictions = [], 0
     if not found.problems:
@@ -160,27 +172,29 @@ def _examine(folder: Path, prefix: str | None, only: Iterable[str] | None) -> _E
     if only is None:
         _check_others(folder, run_ids, found)
     runs = pd.DataFrame(rows, columns=RUNS_SCHEMA.names)
-    return _Examined(results, f"{folder}/" if prefix is None else prefix, run_ids, runs, predictions, found)
+    return _Examined(results, f"{results.name}/" if prefix is None else prefix, run_ids, runs, predictions, found)
 
 
 def _relate(examined: _Examined, against: Sequence[ResultsDir]) -> None:
     """Look for duplicates of, and missing orders of, runs that are all right by themselves."""
     if not examined.found.problems:
-        others = [other for other in against if other.path.resolve() != examined.results.path.resolve()]
+        here = examined.results.place.identity
+        others = [other for other in against if other.place.identity != here]
         _duplicates(examined.results, examined.runs, others, examined.found)
         _completeness(examined.runs, others, examined.found)
 
 
-def add(path: Path, target: Path, against: Sequence[ResultsDir] = ()) -> Report:
+def add(path: Path, target: Where, against: Sequence[ResultsDir] = ()) -> Report:
     """Verify a pack and, if nothing is wrong, unpack it into the collection `target`, new or existing.
 
     Raises:
         ResultsError: as `verify_pack`; or `target` has one of the runs already or cannot be written.
     """
     with unpacked(path) as (folder, manifest):
-        report = _verify_unpacked(path, folder, manifest, [*against, ResultsDir(target)])
+        collection = results_at(target)
+        report = _verify_unpacked(path, folder, manifest, [*against, collection])
         if report.passed:
-            _copy(ResultsDir(folder), ResultsDir(target), report)
+            _copy(ResultsDir(folder), collection, report)
         return report
 
 
@@ -270,7 +284,7 @@ def _duplicates(results: ResultsDir, runs: pd.DataFrame, others: Sequence[Result
     for row in runs.to_dict("records"):
         run_id = str(row["run_id"])
         if run_id in ids:
-            found.wrong(f"runs/{run_id}.parquet", f"the run is in {ids[run_id].path} already: leave it out")
+            found.wrong(f"runs/{run_id}.parquet", f"the run is in {ids[run_id].name} already: leave it out")
             continue
         twins = seen.setdefault(_stream_key(row), [])
         mine = fingerprint(results.predictions(run_id)) if twins else ""
@@ -343,12 +357,12 @@ def _copy(source: ResultsDir, target: ResultsDir, report: Report) -> None:
     """Copy every file, the runs rows last: a run exists if and only if its row does."""
     for table in reversed(list(SCHEMAS)):
         for run_id in report.runs["run_id"]:
-            read_table(source.file(table, run_id), table)
-            with atomic_path(target.file(table, run_id), error=ResultsError) as part:
-                shutil.copyfile(source.file(table, run_id), part)
-    readme = target.path / "README.md"
-    if not readme.exists():
-        write_text(readme, _readme(target.path.name, report), error=ResultsError)
+            file = source.file(table, run_id)
+            read_table(file, table)
+            target.place.put({f"{table}/{run_id}.parquet": partial(shutil.copyfile, file)})
+    if not target.place.holds("README.md"):
+        text = _readme(PurePosixPath(target.name).name, report)
+        target.place.put({"README.md": lambda part: part.write_bytes(text.encode("utf-8"))})
 
 
 def _readme(name: str, report: Report) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from audiocl_bench import config, metrics, registry
 from audiocl_bench.errors import AudioclError, ResultsError, unknown_name
 from audiocl_bench.report.tables import not_comparable
-from audiocl_bench.results import SCORES, ResultsDir, method_source
+from audiocl_bench.results import SCORES, ResultsDir, method_source, read_each
 
 _STREAM = {
     "benchmark": "--bench",
@@ -44,11 +44,14 @@ class Chosen:
 
     def sessions(self) -> pd.DataFrame:
         """Return the sessions of all runs."""
-        return pd.concat([self.where[run_id].sessions(run_id) for run_id in self.runs["run_id"]], ignore_index=True)
+        return pd.concat(list(read_each("sessions", self._where()).values()), ignore_index=True)
 
     def predictions(self) -> dict[str, pd.DataFrame]:
         """Return the predictions of every run, by run id."""
-        return {run_id: self.where[run_id].predictions(run_id) for run_id in self.runs["run_id"]}
+        return read_each("predictions", self._where())
+
+    def _where(self) -> dict[str, ResultsDir]:
+        return {run_id: self.where[run_id] for run_id in self.runs["run_id"]}
 
 
 def select(
@@ -86,7 +89,7 @@ def select(
         frames.append(frame[new])
     filled = [frame for frame in frames if len(frame)]
     if not filled:
-        looked = ", ".join(str(directory.path) for directory in directories)
+        looked = ", ".join(directory.name for directory in directories)
         raise ResultsError(f"there are no runs in {looked}: run a benchmark first, or point --results elsewhere.")
     runs = pd.concat(filled, ignore_index=True)
     for column, wanted in (("benchmark", benchmarks), ("protocol", protocols), ("backbone", backbones)):
@@ -107,7 +110,7 @@ def _agree(first: ResultsDir, second: ResultsDir, run_id: str) -> None:
     one, other = first.run(run_id), second.run(run_id)
     if any(one[name] != other[name] for name in SCORES):
         raise ResultsError(
-            f"{first.path} and {second.path} tell different results of run {run_id}: give only one of them with "
+            f"{first.name} and {second.name} tell different results of run {run_id}: give only one of them with "
             "--results."
         )
 

@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,14 @@ def build(results: Sequence[ResultsDir], out: Path) -> Built:
     Raises:
         ResultsError: there are no runs, a file is damaged or cannot be scored, or `out` cannot be (over)written.
     """
+    with ExitStack() as copies:
+        return _build([copies.enter_context(directory.on_disk()) for directory in results], out)
+
+
+def _build(results: Sequence[ResultsDir], out: Path) -> Built:
     found = find_runs(results)
     if not found:
-        places = ", ".join(str(directory.path) for directory in results) or "no directory"
+        places = ", ".join(directory.name for directory in results) or "no directory"
         raise ResultsError(f"there are no runs in {places}: run a benchmark first, or point --results elsewhere.")
     out = Path(os.path.abspath(out))  # noqa: PTH100 - a link at `out` is replaced, not what it points to
     _check_replaceable(out)
