@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -242,14 +242,29 @@ def kaldi_fbank(wave: Tensor, n_mels: int = 128) -> Tensor:
         AudioError: fewer than 400 samples.
     """
     _check_wave(wave)
+    power = _clip_by_clip(_kaldi_power, wave)
+    energy = power @ _kaldi_mel_bank(n_mels).T.to(wave.device)
+    return energy.clamp_min(_KALDI_FLOOR).log()
+
+
+def _kaldi_power(wave: Tensor) -> Tensor:
+    """Return the power spectra [..., n, 257] of the frames of [..., N]."""
     frames = wave.unfold(-1, FRAME_SAMPLES, HOP_SAMPLES)
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
     frames = (frames - _KALDI_PRE_EMPHASIS * previous) * _hann(periodic=False).to(wave.device)
     # abs().pow(2) and not re^2 + im^2: the two round differently, and the reference takes the modulus.
-    power = torch.fft.rfft(frames, n=_KALDI_FFT).abs().pow(2.0)
-    energy = power @ _kaldi_mel_bank(n_mels).T.to(wave.device)
-    return energy.clamp_min(_KALDI_FLOOR).log()
+    return torch.fft.rfft(frames, n=_KALDI_FFT).abs().pow(2.0)
+
+
+def _clip_by_clip(power: Callable[[Tensor], Tensor], waves: Tensor) -> Tensor:
+    """Return `power(waves)`; on a CPU one clip after the other, with the same bits.
+
+    Frames overlap, so a batch of them is much larger than a processor's cache: clip by clip takes half the time.
+    """
+    if waves.ndim == 1 or waves.device.type != "cpu" or not len(waves):
+        return power(waves)
+    return torch.stack([power(wave) for wave in waves])
 
 
 @lru_cache(maxsize=8)
@@ -306,8 +321,12 @@ def whisper_logmel(wave: Tensor, n_mels: int = 80, *, window: int | None = None)
     mirrored = 0 if window is None else max(0, needed - window)
     flat = F.pad(flat, (0, max(0, needed - mirrored - flat.shape[-1])))
     flat = F.pad(flat[:, None], (half, mirrored), mode="reflect")[:, 0]
-    frames = flat.unfold(-1, FRAME_SAMPLES, HOP_SAMPLES)[:, :rows] * _hann(periodic=True).to(wave.device)
-    power = torch.fft.rfft(frames).abs().pow(2.0)
+
+    def spectra(padded: Tensor) -> Tensor:
+        frames = padded.unfold(-1, FRAME_SAMPLES, HOP_SAMPLES)[..., :rows, :] * _hann(periodic=True).to(wave.device)
+        return torch.fft.rfft(frames).abs().pow(2.0)
+
+    power = _clip_by_clip(spectra, flat)
     energy = power @ _slaney_mel_bank(n_mels).T.to(wave.device)
     logmel = energy.clamp_min(_WHISPER_FLOOR).log10()
     return logmel.reshape(*wave.shape[:-1], rows, n_mels)
@@ -428,12 +447,15 @@ class FrontEnd:
         for mel in mels:
             if mel.ndim != 2 or mel.shape[1] != self.n_mels:
                 raise ValueError(f"a log-mel has the shape [n, {self.n_mels}], not {list(mel.shape)}")
-        silence = 0.0 if self.kind == "kaldi" else _WHISPER_SILENCE
-        device = mels[0].device if len(mels) else torch.device("cpu")
-        fitted = torch.full((len(mels), self.frames, self.n_mels), silence, dtype=torch.float32, device=device)
+        fitted = self.silence(len(mels), mels[0].device if len(mels) else torch.device("cpu"))
         for row, mel in zip(fitted, mels, strict=True):
             row[: len(mel)] = mel[: self.frames]
         return fitted
+
+    def silence(self, clips: int, device: torch.device | None = None) -> Tensor:
+        """Return what `fit` pads with: raw log-mels [clips, frames, M] of no sound, float32."""
+        value = 0.0 if self.kind == "kaldi" else _WHISPER_SILENCE
+        return torch.full((clips, self.frames, self.n_mels), value, dtype=torch.float32, device=device)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Scale fitted raw log-mels [B, frames, M] for the network; the result has the same shape.

@@ -43,6 +43,8 @@ __all__ = [
 
 State = dict[str, Any]
 
+_READ_TOGETHER = 256  # clips of a session that are decoded together into its cache
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -287,7 +289,10 @@ class Session:
             per_clip = first[0].numel() * first.element_size()
             if per_clip * self.num_clips > self._cache_bytes:
                 return first.to(self._device)
-            self._cache = self._read(np.arange(self.num_clips))
+            kept = first.new_empty(self.num_clips, *first.shape[1:])
+            for part in torch.arange(self.num_clips).split(_READ_TOGETHER):  # reading takes room of its own
+                kept[part] = self._read(part.numpy())
+            self._cache = kept
         return self._cache[rows].to(self._device)
 
     def _features(self, rows: Tensor, readout: Readout) -> Tensor | None:

@@ -47,6 +47,7 @@ from torch import Tensor
 from audiocl_bench import audio, files
 from audiocl_bench.audio import FrontEnd
 from audiocl_bench.errors import AudioclError, ConfigError, StoreError
+from audiocl_bench.memory import MappedPages
 from audiocl_bench.processes import cores, in_processes
 
 VERSION = 1
@@ -63,6 +64,7 @@ _MAX_WORKERS = 8  # a worker holds some 300 MB (torch), and decoding soon waits 
 _IN_PROCESS = 64  # starting processes takes seconds: below this many clips it does not pay
 _NAMED = 20  # bad files named in the error message; the text file holds all
 _HASHED_TOGETHER = 64
+_HELD = 512 << 20  # bytes of shards looked at until their pages are given back: what a store adds to resident memory
 
 
 # ------------------------------------------------------------------------------------------------------------- records
@@ -183,6 +185,9 @@ class Store:
         lengths = np.concatenate([np.diff(offsets) for _, offsets in views])
         if not np.array_equal(lengths, self.frames.astype(np.int64) * (front_end.n_mels * _MEL.itemsize)):
             raise StoreError(f"{path} was not prepared for {front_end.n_mels} mel bins: prepare the clips again.")
+        self._pages = MappedPages(self._values)
+        self._pages.give_back()  # the system maps far more than the few pages that opening a shard reads
+        self._looked_at: set[int] = set()  # shards whose pages may be resident
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -217,17 +222,7 @@ class Store:
         Raises:
             IndexError: a row is negative or past the end.
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"rows of {self.path} are 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}")
-        n_mels = self.front_end.n_mels
-        found = []
-        for shard, start, frames in zip(
-            self._shard[wanted].tolist(), self._start[wanted].tolist(), self.frames[wanted].tolist(), strict=True
-        ):
-            raw = self._values[shard][start : start + frames * n_mels * _MEL.itemsize]
-            found.append(torch.from_numpy(raw.view(_MEL).reshape(frames, n_mels).astype(np.float32)))
-        return found
+        return [torch.from_numpy(mel.astype(np.float32)) for mel in self._stored(rows)]
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Return the raw log-mels of `rows`, padded or cut by the front end: [B, frames, M] float32.
@@ -235,7 +230,34 @@ class Store:
         Raises:
             IndexError: a row is negative or past the end.
         """
-        return self.front_end.fit(self.mels(rows))
+        found = self._stored(rows)
+        fitted = self.front_end.silence(len(found))
+        for clip, mel in zip(fitted.numpy(), found, strict=True):
+            clip[: len(mel)] = mel[: len(clip)]
+        return fitted
+
+    def _stored(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Return the log-mels of `rows` as they lie in the map: read-only float16 views [n, M]."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows of {self.path} are 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}")
+        n_mels = self.front_end.n_mels
+        lengths = self.frames[wanted].astype(np.int64) * (n_mels * _MEL.itemsize)
+        self._look_at(set(self._shard[wanted].tolist()))
+        return [
+            self._values[shard][start : start + length].view(_MEL).reshape(-1, n_mels)
+            for shard, start, length in zip(
+                self._shard[wanted].tolist(), self._start[wanted].tolist(), lengths.tolist(), strict=True
+            )
+        ]
+
+    def _look_at(self, shards: set[int]) -> None:
+        """Count the shards that are about to be read; give back the pages of the earlier ones when they are many."""
+        held = self._looked_at | shards
+        if sum(self._values[shard].nbytes for shard in held) > _HELD:
+            self._pages.give_back(self._looked_at)
+            held = shards
+        self._looked_at = held
 
 
 def _values_and_offsets(chunk: Any) -> tuple[np.ndarray, np.ndarray]:
