@@ -12,6 +12,7 @@ from audiocl_bench.cli.audit import audit
 from audiocl_bench.cli.check import check
 from audiocl_bench.cli.data import app as data_app
 from audiocl_bench.cli.doctor import doctor
+from audiocl_bench.cli.estimate import estimate
 from audiocl_bench.cli.leaderboard import app as leaderboard_app
 from audiocl_bench.cli.listing import app as list_app
 from audiocl_bench.cli.new import new_benchmark, new_method
@@ -91,6 +92,7 @@ app.command("run")(run)
 app.command("show")(show)
 app.command("table")(table)
 app.command("reproduce")(reproduce)
+app.command("estimate")(estimate)
 app.command("probe")(probe)
 app.command("audit")(audit)
 app.command("check")(check)
