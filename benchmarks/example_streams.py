@@ -3,6 +3,7 @@
     python benchmarks/example_streams.py commands     the audiocl commands, one a line, cheapest evidence first
     python benchmarks/example_streams.py ablations    the same for the parts of Strata
     python benchmarks/example_streams.py table        the Markdown table of the runs in --results
+    python benchmarks/example_streams.py pairs        differences on the same class orders, with a paired test
 
 Rows are told apart by their settings, so a table can be made of any results directory that holds such runs.
 """
@@ -11,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 from tabulate import tabulate
 
-from audiocl_bench import config, metrics, registry
+from audiocl_bench import config, metrics, registry, request
 from audiocl_bench.results import ResultsDir
 
 STREAMS = ("arabic_speakers", "arabic_keywords", "esc50_fold4")
@@ -98,12 +100,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def table(results: ResultsDir) -> str:
-    """Return the Markdown table: one row per stream and variant, percent, mean and half width of the 95 % interval."""
+def labelled(results: ResultsDir, backbone: str, orders: Collection[int]) -> pd.DataFrame:
+    """Return the runs of one backbone and these class orders that belong to a row, with its name as `variant`."""
     runs = results.runs()
+    runs = runs[(runs["backbone"] == Path(backbone).name) & runs["order"].isin(orders)].copy()
     runs["variant"] = [variant({str(k): v for k, v in run.items()}) for run in runs.to_dict("records")]
+    return runs.dropna(subset="variant")
+
+
+def table(runs: pd.DataFrame) -> str:
+    """Return the Markdown table: one row per stream and variant, percent, mean and half width of the 95 % interval."""
     rows = []
-    for stream, block in runs.dropna(subset="variant").groupby("benchmark", sort=True):
+    for stream, block in runs.groupby("benchmark", sort=True):
         joint = block[block["variant"] == "joint"]["final_accuracy"].mean()
         for name, _, _ in ROWS:
             part = block[block["variant"] == name]
@@ -128,6 +136,46 @@ def table(results: ResultsDir) -> str:
     return tabulate(rows, headers, tablefmt="github", colalign=("left", "left", *["right"] * 7), disable_numparse=True)
 
 
+def pairs(runs: pd.DataFrame, results: ResultsDir, first: str) -> str:
+    """Return the Markdown table of differences in final accuracy: one variant less every other, on the same orders.
+
+    Twice mean, half width of the 95 % interval and p of the paired t-test: over class orders, which share their test
+    clips (would other orders agree?), and over test clips, each with the mean over its orders (would other clips?).
+    """
+    rows = []
+    for stream, block in runs.groupby("benchmark", sort=True):
+        right = {name: _right(part, results) for name, part in block.groupby("variant")}
+        for name, _, _ in ROWS:
+            if name == first or name not in right or first not in right:
+                continue
+            differences = 100.0 * (right[first] - right[name]).dropna(axis=1, how="all")  # [clips, shared orders]
+            by_order, by_clip = differences.mean(axis=0), differences.mean(axis=1)
+            told = (_interval(by_order), _p(by_order), _interval(by_clip), _p(by_clip))
+            rows.append((stream, f"{first} - {name}", len(by_order), *told))
+    headers = ("stream", "difference", "orders", "points", "p over orders", "points", "p over clips")
+    return tabulate(rows, headers, tablefmt="github", colalign=("left", "left", *["right"] * 5), disable_numparse=True)
+
+
+def _right(runs: pd.DataFrame, results: ResultsDir) -> pd.DataFrame:
+    """Return which test clips are right after the last session: one row per clip, one column per (order, seed)."""
+    columns = {}
+    for run in runs.to_dict("records"):
+        told = results.predictions(str(run["run_id"]))
+        last = told[told["after_session"] == told["after_session"].max()]
+        columns[int(run["order"]), int(run["seed"])] = pd.Series(
+            last["correct"].to_numpy(float), last["clip_id"].astype(str)
+        )
+    return pd.DataFrame(columns)
+
+
+def _p(differences: pd.Series) -> str:
+    """Return the p of the paired t-test; nothing where the differences are all the same."""
+    if len(differences) < 2 or differences.std() < 1e-9:
+        return ""
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _mean(values: pd.Series) -> str:
     mean = values.mean()
     return "" if pd.isna(mean) else f"{round(mean, 1) + 0.0:.1f}"  # no -0.0
@@ -140,16 +188,19 @@ def _interval(values: pd.Series) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("commands", "ablations", "table"))
+    parser.add_argument("what", choices=("commands", "ablations", "table", "pairs"))
     parser.add_argument("--results", type=Path, default=Path("results/examples"))
     parser.add_argument("--backbone", default="../shared/weights/whisper-tiny.en-encoder")
     parser.add_argument("--orders", default="0-2")
+    parser.add_argument("--first", default="strata", help="variant that pairs compares with all others")
     arguments = parser.parse_args()
-    if arguments.what != "table":
+    if arguments.what in ("table", "pairs"):
+        results = ResultsDir(arguments.results)
+        runs = labelled(results, arguments.backbone, request.numbers(arguments.orders, "--orders"))
+        print(table(runs) if arguments.what == "table" else pairs(runs, results, arguments.first))
+    else:
         rows = VARIANTS if arguments.what == "commands" else ABLATIONS
         print("\n".join(commands(rows, arguments.backbone, arguments.orders)))
-    else:
-        print(table(ResultsDir(arguments.results)))
 
 
 if __name__ == "__main__":
