@@ -19,10 +19,12 @@ import torch
 from learners import NETWORKS, QUICK, network
 from torch import Tensor
 
-from audiocl_bench import audio, backbones, config, registry, store
+from audiocl_bench import audio, backbones, benchmarks, config, registry, store
 from audiocl_bench.audio import FrontEnd
 from audiocl_bench.backbones.base import Attention
+from audiocl_bench.estimate import rates
 from audiocl_bench.heads import RidgeHead
+from audiocl_bench.report.tables import short_duration
 from audiocl_bench.results import ResultsDir
 from audiocl_bench.runner import Material, Plan, Silent, execute, run_id
 
@@ -33,6 +35,7 @@ try:
     import memory
     import references
     import run
+    import scale
 finally:
     sys.path.remove(str(BENCHMARKS))
 
@@ -397,3 +400,27 @@ def test_memory_of_a_small_benchmark_is_measured(
     assert "kept by every stage" in capsys.readouterr().out
     assert memory.main([*given, "--methods", "", "--limit", "0.01"]) == 1
     assert "PASSED OVER by corpus, prepare, open" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------ the whole paper
+
+
+def test_the_cost_of_the_whole_paper_adds_up() -> None:
+    """Fourteen methods, five orders: every run of a benchmark takes 1 + 2 + 3 s, its features 100 s once."""
+    parts = {"train": 1.0, "test": 2.0, "audit": 3.0, "bank": 0.0}
+    told = {"cpu": parts, "gpu": {**parts, "audit": 0.0}, "passes": 2.5, "memory": 3e9, "kept": 4e6}
+    costs = {(method, bench): told for method in scale.METHODS for bench in benchmarks.names()}
+    for bench in benchmarks.names():
+        costs["ncm", bench] = {**told, "cpu": {**parts, "bank": 100.0}}
+    text = scale.tables(costs)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    [last] = [row for row in cells if row[0] == "all six"]
+    on_cpu = 6 * (5 * 14 * 6.0 + 100.0) / 32
+    assert last[1:] == [short_duration(s) for s in (on_cpu, 6 * 5 * 14 * 3.0, 6 * 5 * 14 * 3.0 / 8)]
+    assert ["`pace`", *["6.0 s"] * 6] in cells
+    assert ["`pace`", *["3.0, 4.0"] * 6] in cells
+
+
+def test_the_assumed_gpu_is_declared_in_full() -> None:
+    assumed = rates.read(scale.ASSUMED)
+    assert (assumed.device, "assumed" in assumed.name) == ("cuda", True)

@@ -417,7 +417,7 @@ def _estimate_run(
     except CannotCountError as cause:
         return dataclasses.replace(bare, problem=f"{item.typed} cannot be counted: {cause}."), []
     cuda = rates.device == "cuda"
-    parts = [_seconds_of(world, rates, body) for world in worlds]
+    parts = [seconds_of(world, rates, body) for world in worlds]
     weights = body.weight_bytes
     host, device = [], []
     for world in worlds:
@@ -498,7 +498,8 @@ def bank_seconds(work: Mapping[str, float], rates: Rates, body: Anatomy) -> floa
     return computed + work.get("bank.clips", 0.0) * body.mel_bytes / rates.read_gbs / 1e9
 
 
-def _seconds_of(world: Rehearsal, rates: Rates, body: Anatomy) -> dict[str, float]:
+def seconds_of(world: Rehearsal, rates: Rates, body: Anatomy) -> dict[str, float]:
+    """Return the seconds of a rehearsed run by part: train, test, audit, bank (once for all runs that read alike)."""
     train, test = world.train, world.test
     return {
         "train": seconds(train, rates, body),
