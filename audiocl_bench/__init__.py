@@ -4,7 +4,7 @@ The core knows no method by name; methods live in `audiocl_methods` (folder `met
 
     import audiocl_bench as audiocl
 
-    audiocl.run(method="ncm,ranpac", bench="us8k", data="mini", backbone="eat-tiny")
+    audiocl.run(method="ncm,ranpac", bench="us8k", data="mini", backbone="eat-mini")
     audiocl.load_results().sessions
     audiocl.benchmarks["esc50"].describe()
 

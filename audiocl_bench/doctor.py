@@ -97,6 +97,8 @@ def _backbones() -> Iterator[Finding]:
             yield Finding("backbones", row.name, "problem", row.problem.rstrip("."))
         elif row.stand_in:
             yield Finding("backbones", row.name, "ready", "random weights, a stand-in for trying things")
+        elif row.shipped:
+            yield Finding("backbones", row.name, "ready", f"came with audiocl, {row.parameters / 1e6:.1f} M parameters")
         elif backbones.cached(row.name):
             yield Finding("backbones", row.name, "ready", "weights are in the Hugging Face cache")
         elif row.hub:

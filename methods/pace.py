@@ -112,7 +112,17 @@ class PACEConfig(TrainingConfig, ReadoutConfig):
     )
 
     # Coarse-grained ESC-50: the paper's result equals first-session adaptation alone although n_stop would adapt twice.
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"esc50": {"adapted_sessions": 1}}
+    # The miniatures have 16 to 38 clips a session: N_stop in miniature, so that their first one or two sessions adapt
+    # and the others meet a frozen network, as on the real streams.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "esc50": {"adapted_sessions": 1},
+        "mini-esc50": {"adapted_sessions": 1},
+        "mini-us8k": {"n_stop": 30},
+        "mini-sc2": {"n_stop": 30},
+        "mini-timit2": {"n_stop": 30},
+        "mini-timit3": {"n_stop": 40},
+        "mini-vocalset": {"n_stop": 40},
+    }
     sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "no-fsa": {"fsa": False},

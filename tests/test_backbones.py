@@ -771,6 +771,35 @@ def test_defaults_and_provenance() -> None:
     assert told["front_end"]["frames"] == 1024
 
 
+def test_the_backbone_in_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small enough to ship, trained, pinned, and refused when it is not what was shipped."""
+    row = backbones.row(registry.IN_THE_BOX)
+    folder = registry.WEIGHTS / row.name
+    assert (folder / row.file).stat().st_size <= 8e6
+    tensors = load_file(folder / row.file)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert 3e6 < sum(tensor.numel() for tensor in tensors.values()) <= 6e6
+    assert row.sha256 in (folder / "README.md").read_text(encoding="utf-8")  # the card speaks of this file
+
+    monkeypatch.setattr(registry, "hf_hub_download", lambda *_, **__: pytest.fail("asked for a download"))
+    network = backbones.load("eat-mini", frames=64, allow_download=False)
+    assert backbones.cached("eat-mini")
+    assert (network.name, network.stand_in, network.dim, network.depth) == ("eat-mini", False, 224, 6)
+    assert row.sha256[:12] in network.source
+    random = eat.build(eat.MINI, eat.random_weights(eat.MINI, registry.draw_weight), Options("random", "here"))
+    assert network.weights_hash != random.weights_hash
+
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    with pytest.raises(CheckpointError, match="is missing: install audiocl again"):
+        backbones.load("eat-mini")
+    shutil.copytree(folder, tmp_path / row.name)
+    with (tmp_path / row.name / row.file).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    with pytest.raises(CheckpointError, match="is changed: install audiocl again"):
+        backbones.load("eat-mini")
+
+
 def test_unknown_names_are_answered_with_near_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown backbone 'eat-bas': did you mean .*eat-base"):
         backbones.load("eat-bas")
@@ -816,7 +845,7 @@ def test_downloads_are_checked_against_their_pin(
 
 def test_catalogue_rows_are_pinned_or_say_why() -> None:
     for row in backbones.list_rows():
-        assert row.stand_in or row.hub or row.page
+        assert row.stand_in or row.shipped or row.hub or row.page
         pinned = len(row.revision) == 40 and set(row.revision) <= set("0123456789abcdef")
         assert pinned or len(row.sha256) == 64 or row.stand_in or row.note, row.name
         assert row.sha256 == "" or len(row.sha256) == 64

@@ -94,11 +94,11 @@ def test_wheel_holds_what_it_should_and_no_more(wheel: Path) -> None:
         ("results/paper", "audiocl_bench/_paper"),
     ):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".csv", ".json", ".typed"):
+            if path.suffix in (".py", ".csv", ".json", ".typed", ".safetensors"):
                 assert f"{inside}/{path.relative_to(ROOT / folder).as_posix()}" in names, path
     assert "License-Expression: Apache-2.0" in metadata
     assert any(name.endswith("/LICENSE") for name in names)
-    assert wheel.stat().st_size < 10e6
+    assert wheel.stat().st_size < 11e6
 
 
 @pytest.mark.slow
@@ -115,16 +115,18 @@ def test_an_installed_wheel_works_outside_the_clone(wheel: Path, tmp_path: Path)
     )
     shown = {
         what: python("-c", code, target, "list", what, cwd=elsewhere, PYTHONPATH=str(target), COLUMNS="80")
-        for what in ("methods", "benchmarks")
+        for what in ("methods", "benchmarks", "backbones")
     }
     assert all(name in shown["methods"] for name in ("ncm", "ranpac", "pace", "joint"))
     assert "timit3" in shown["benchmarks"]
+    assert "eat-mini" in shown["backbones"]
     code = (
         "import sys, audiocl_methods.pace\n"
-        "from audiocl_bench import benchmarks, files\n"
+        "from audiocl_bench import backbones, benchmarks, files\n"
         "assert audiocl_methods.pace.__file__.startswith(sys.argv[1])\n"
         "assert str(files.splits_dir()).startswith(sys.argv[1])\n"
         "assert (files.paper_dir() / 'table2.csv').is_file()\n"
+        "assert not backbones.load('eat-mini', frames=64).stand_in\n"
         "for name in benchmarks.names():\n"
         "    print(f'{name}={benchmarks.get(name).stream(\"paper\", 0).num_classes}')\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -243,6 +244,19 @@ def test_notes_say_what_is_missing_and_what_is_unknown(honest: ResultsDir, tmp_p
     notes = collection.verify_pack(packed(honest, tmp_path / "p.zip")).notes
     assert any("ncm on vocalset" in note and "lacks orders 2, 3, 4" in note for note in notes)
     assert any("weights of eat-base" in note and "cannot be checked" in note for note in notes)
+
+
+def test_weights_that_ship_with_audiocl_are_known(backbone: Backbone, tmp_path: Path) -> None:
+    shipped, network = backbones.load("eat-mini", frames=64), copy.copy(backbone)
+    network.name, network.source, network.weights_hash = shipped.name, shipped.source, shipped.weights_hash
+    make(ResultsDir(tmp_path / "true"), network)
+    report = collection.verify_collection(tmp_path / "true")
+    assert report.problems == ()
+    assert any("weights known: those of eat-mini, shipped" in note for note in report.notes)
+
+    network.weights_hash = backbone.weights_hash
+    make(ResultsDir(tmp_path / "false"), network)
+    refused(collection.verify_collection(tmp_path / "false"), "the weights hash is not that of the eat-mini")
 
 
 def test_five_orders_are_complete_also_across_collections(

@@ -56,6 +56,8 @@ class EATConfig:
 
 BASE = EATConfig(dim=768, depth=12, num_heads=12)
 LARGE = EATConfig(dim=1024, depth=24, num_heads=16)
+MINI = EATConfig(dim=224, depth=6, num_heads=7)
+"""The size of recipes/eat-mini.toml."""
 TINY = EATConfig(dim=96, depth=3, num_heads=4)
 
 

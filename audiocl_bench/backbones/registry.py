@@ -47,6 +47,12 @@ GROUP = "audiocl.backbones"
 Build = Callable[[Options, Path | None], Backbone]
 """How a plugin makes its network; see the head of this module."""
 
+IN_THE_BOX = "eat-mini"
+"""The backbone that ships with audiocl: no download, and trained."""
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folders of the weights that ship with audiocl: weight file, config.json, model card."""
+
 _RECIPE_SEED = 20260107
 _NO_PIN = "no commit of this repository could be verified; the weights hash in every result tells versions apart"
 
@@ -69,6 +75,7 @@ class Row:
         numbers: how many numbers its tensors hold, where `build` is given.
         package: name and version of the package that a plugin's row comes from; empty for our own.
         problem: why a plugin cannot be used, one sentence; empty where it can.
+        shipped: its weights are a folder of its name in `WEIGHTS`, in this package.
     """
 
     name: str
@@ -84,6 +91,7 @@ class Row:
     numbers: int = 0
     package: str = ""
     problem: str = ""
+    shipped: bool = False
 
     @property
     def network(self) -> str:
@@ -94,12 +102,14 @@ class Row:
 
     @property
     def stand_in(self) -> bool:
-        """True for random weights: whoever names neither repository nor page does not say that they are trained."""
-        return not (self.hub or self.page or self.problem)
+        """True for random weights: neither shipped nor said to be trained by a repository or page."""
+        return not (self.shipped or self.hub or self.page or self.problem)
 
     @property
     def source(self) -> str:
         """Return where the weights come from."""
+        if self.shipped:
+            return f"shipped with audiocl, sha256 {self.sha256[:12]}"
         if self.hub:
             return f"hf:{self.hub}@{self.revision}" + (f", read by {self.package}" if self.build else "")
         made = self.package or f"seed {_RECIPE_SEED}"
@@ -181,6 +191,14 @@ _ROWS = (
         "ta012/SSLAM_AS2M_Finetuned",
         note=f"saw AudioSet's labels; {_NO_PIN}",
     ),
+    Row(
+        IN_THE_BOX,
+        "small EAT, pretrained by us: distilled from Whisper tiny.en on free sound",
+        eat.MINI,
+        sha256="03c13df75fccd0f1f9555119ddb952bdbfb58b64b09ee51b6f3d5e8dfed19c08",
+        shipped=True,
+        note="in the box; recipe: recipes/eat-mini.toml",
+    ),
     _whisper("tiny.en", whisper.TINY, "87c7102498dcde7456f24cfd30239ca606ed9063"),
     _whisper("tiny", whisper.TINY, "169d4a4341b33bc18d8881c4b69c2e104e1cc0af"),
     _whisper(
@@ -210,12 +228,13 @@ def list_rows() -> tuple[Row, ...]:
 
 
 def cached(name: str) -> bool:
-    """Tell whether a named backbone can be loaded without a download: made here, or in the Hugging Face cache."""
+    """Tell whether a named backbone can be loaded without a download: shipped, made here, or in the hub's cache."""
     row = _BY_NAME.get(name) or _row_or_problem(name)
     if row.problem:
         return False
     return (
         row.stand_in
+        or row.shipped
         or (row.build is not None and not row.hub)
         or (bool(row.hub) and isinstance(try_to_load_from_cache(row.hub, row.file, revision=row.revision), str))
     )
@@ -349,6 +368,8 @@ def load(
     if row.build is not None:
         return _built(row, options, _fetch(row, allow_download=allow_download) if row.hub else None)
     assert row.config is not None
+    if row.shipped:
+        return checkpoints.load_file(_shipped(row), options, row.config)
     if not row.stand_in:
         return checkpoints.load_file(_fetch(row, allow_download=allow_download), options, row.config)
     if isinstance(row.config, eat.EATConfig):
@@ -380,6 +401,20 @@ def _reads_like_a_path(spec: str) -> bool:
     return any(separator in spec for separator in separators) or spec.endswith((".pt", ".pth", ".bin", ".safetensors"))
 
 
+def _shipped(row: Row) -> Path:
+    """Return the folder of weights that came with the package, the file's hash checked.
+
+    Raises:
+        CheckpointError: the file is missing or is not the one that was shipped.
+    """
+    path = WEIGHTS / row.name / row.file
+    if not path.is_file() or sha256_file(path) != row.sha256:
+        raise CheckpointError(
+            f"{path}, which came with audiocl, is {'changed' if path.is_file() else 'missing'}: install audiocl again."
+        )
+    return path.parent
+
+
 def _fetch(row: Row, *, allow_download: bool) -> Path:
     """Return the row's weight file in the Hugging Face cache, downloaded where needed and its hash checked."""
     if not row.hub:
@@ -393,7 +428,8 @@ def _fetch(row: Row, *, allow_download: bool) -> Path:
     except Exception as cause:  # network, proxy, hub and disk errors come as a dozen unrelated classes
         why = "is not in the local cache" if not allow_download else f"could not be fetched ({type(cause).__name__})"
         raise CheckpointError(
-            f"backbone {row.name} {why}: download {address} by hand and pass `--backbone PATH`."
+            f"backbone {row.name} {why}: download {address} by hand and pass `--backbone PATH`, or take "
+            f"`--backbone {IN_THE_BOX}`, which came with audiocl."
         ) from cause
     if row.sha256 and sha256_file(path) != row.sha256:
         raise CheckpointError(

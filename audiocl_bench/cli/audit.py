@@ -28,7 +28,7 @@ def audit(
 
     [bold]Examples[/bold]
 
-      audiocl audit -m my.py:Mine -b us8k --data mini --backbone eat-tiny
+      audiocl audit -m my.py:Mine -b us8k --data mini --backbone eat-mini
 
       audiocl audit -m dualprompt --set gather=published -b my.toml
     """

@@ -31,8 +31,8 @@ def check(
         list[str] | None, typer.Option("--only", metavar="CHECK", help="Make this check only. Repeatable.")
     ] = None,
     backbone: Annotated[
-        str, typer.Option("--backbone", metavar="NAME", help="Network to check with; tiny ones are quick.")
-    ] = "eat-tiny",
+        str, typer.Option("--backbone", metavar="NAME", help="Network to check with; eat-tiny (random) is quicker.")
+    ] = "eat-mini",
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Run seed.")] = 0,
     threads: Annotated[
         int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads (default: all).")
@@ -43,9 +43,9 @@ def check(
     """Examine a method: interface, determinism, resume, audits, memory.
 
     Most checks take seconds, on a small stream in memory; two make whole
-    runs on a miniature benchmark, killed and continued. The network is tiny
-    with random weights, so nothing is downloaded. Exit code 2 if a check
-    fails, as for every other refusal, else 0.
+    runs on a miniature benchmark, killed and continued. The network is the
+    small one that comes with audiocl, so nothing is downloaded. Exit code 2
+    if a check fails, as for every other refusal, else 0.
 
     [bold]Examples[/bold]
 

@@ -37,7 +37,7 @@ def new_method(
         ('pip install -e ".[test]"', f"makes '{name}' known to audiocl"),
         (f"audiocl check {name}", "does it keep the promises of the interface?"),
         ("pytest", "the same, and its equations by hand"),
-        (f"audiocl run -m {name},ncm -b us8k --data mini --backbone eat-tiny", "a first run"),
+        (f"audiocl run -m {name},ncm -b us8k --data mini --backbone eat-mini", "a first run"),
     )
 
 
@@ -62,7 +62,7 @@ def new_benchmark(
     _tell(written, f"the benchmark '{name}'")
     _next(
         written,
-        (f"audiocl run -m ncm -b {name}.toml --backbone eat-tiny", "runs on the samples"),
+        (f"audiocl run -m ncm -b {name}.toml --backbone eat-mini", "runs on the samples"),
     )
     typer.echo(f"\nThen put your own sounds into audio/ and change what {name}.toml says of them.")
 

@@ -351,7 +351,7 @@ def features(
 
     [bold]Example[/bold]
 
-      audiocl plot features -m pace -b us8k --data mini --backbone eat-tiny
+      audiocl plot features -m pace -b us8k --data mini --backbone eat-mini
     """
     from audiocl_bench.cli.sweep import Sweep, Terminal
     from audiocl_bench.report.figures import features as drawn

@@ -58,7 +58,7 @@ def probe(
 
       audiocl probe --backbone eat-base --stream esc50 --protocol grouped
 
-      audiocl probe --backbone eat-tiny --stream my.toml --out probe.parquet
+      audiocl probe --backbone eat-mini --stream my.toml --out probe.parquet
     """
     import time
 

@@ -57,7 +57,7 @@ def reproduce(
 
       audiocl reproduce table2 --data ~/audio --orders 0 --run
 
-      audiocl reproduce table4 --data mini --backbone eat-tiny --run
+      audiocl reproduce table4 --data mini --backbone eat-mini --run
     """
     from audiocl_bench.cli.sweep import Sweep, run_sweep, run_together
     from audiocl_bench.errors import AudioclError

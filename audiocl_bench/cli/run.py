@@ -78,11 +78,11 @@ def run(
 
       audiocl run -m ncm,ranpac,pace -b all --orders 0-4 --seeds 0-2
 
-      audiocl run -m pace -b all --data mini --backbone eat-tiny
+      audiocl run -m pace -b all --data mini --backbone eat-mini
 
       audiocl run -m pace -b esc50 --set msa=false --results ablation/
 
-      audiocl run -m my.py:Mine -b my.toml --backbone eat-tiny
+      audiocl run -m my.py:Mine -b my.toml --backbone eat-mini
 
       audiocl run -m ncm,pace -b all --orders 0-4 --jobs 4 --threads 2
 

@@ -106,7 +106,7 @@ def table(
 
       audiocl table 3 --bench my.toml --backbone weights/
 
-      audiocl table 2 --data mini --backbone eat-tiny --out table2.html
+      audiocl table 2 --data mini --backbone eat-mini --out table2.html
     """
     from audiocl_bench.errors import ConfigError
 

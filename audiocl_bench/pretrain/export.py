@@ -26,6 +26,8 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TIME_PATCHES = 64
 """Positions written for so many time patches (10 s); the loader extends them by the formula."""
 
+_FRAMES_PER_HOUR = 360_000  # of 10 ms
+
 _HF_STEMS = {
     "patch_embed.proj.": "local_encoder.proj.",
     "cls_token": "extra_tokens",
@@ -174,6 +176,8 @@ def _card(
         else _table([str(name) for name in measured], measured.to_numpy().tolist()),
         "## Limits",
         _LIMITS,
+        "## Licence",
+        _licence(pack),
         "## File",
         f"`{WEIGHTS}`: float16, {exported.size:,} bytes, sha256 `{exported.sha256}`. Written by audiocl {__version__}.",
         "## Recipe",
@@ -185,6 +189,7 @@ def _card(
 _LIMITS = """- Trained on few hours of sound: expect less from it than from a published EAT.
 - Sounds like those in the table above are known to it; others (long scenes, dense music, far-field speech) are not.
 - Clips of up to a few seconds were seen in training; longer ones work, with positions that it never learned.
+- Recordings that equal a held-out evaluation file were left out; other cuts of the same upload cannot be ruled out.
 - A teacher's own training data and biases reach this network through what it distilled."""
 
 
@@ -210,15 +215,29 @@ def _training(recipe: Recipe, pack: Clips, content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _licence(pack: Clips) -> str:
+    teacher = pack.teacher
+    whisper = ""
+    if teacher is not None and "whisper" in str(teacher["name"]).lower():
+        whisper = " The teacher, Whisper by OpenAI, is under the MIT licence."
+    return (
+        "Weights made with audiocl's recipe are given under the Apache License 2.0, as audiocl itself. The recordings "
+        f"they were trained on are not part of them; each package's licence stands in the table above.{whisper}"
+    )
+
+
 def _data(clips: pd.DataFrame) -> str:
-    keys = [name for name in ("source", "package", "licence") if name in clips]
-    hours = clips["frames"].sum() / 360_000
-    total = f"{len(clips):,} clips, {hours:.1f} hours, varied copies included. No labels of theirs were used."
-    if not keys:
-        return total
-    grouped = clips.fillna("").groupby(keys, sort=True)["frames"].agg(["size", "sum"]).reset_index()
-    rows = [[*row[: len(keys)], f"{row[-2]:,}", f"{row[-1] / 360_000:.2f}"] for row in grouped.to_numpy().tolist()]
-    return f"{total}\n\n{_table([*keys, 'clips', 'hours'], rows)}"
+    hours = clips["frames"].sum() / _FRAMES_PER_HOUR
+    parts = [f"{len(clips):,} clips, {hours:.1f} hours, varied copies included. No labels of theirs were used."]
+    for keys in (["source"], ["package", "licence"]):
+        if set(keys) <= set(clips):
+            grouped = clips.fillna("").groupby(keys, sort=True)["frames"].agg(["size", "sum"]).reset_index()
+            rows = [
+                [*row[: len(keys)], f"{row[-2]:,}", f"{row[-1] / _FRAMES_PER_HOUR:.2f}"]
+                for row in grouped.to_numpy().tolist()
+            ]
+            parts.append(_table([*keys, "clips", "hours"], rows))
+    return "\n\n".join(parts)
 
 
 def _end(losses: pd.DataFrame) -> str:

@@ -99,9 +99,9 @@ def frozen_stream(benchmark: str, protocol: str, order: int) -> tuple[Stream, st
 
 
 @functools.lru_cache(maxsize=1)
-def stand_in_hashes() -> Mapping[str, str]:
-    """Return {weights hash: name} of the backbones that are made here: the only weights known without a download."""
-    return {backbones.load(row.name).weights_hash: row.name for row in list_rows() if row.stand_in}
+def weights_at_hand() -> Mapping[str, backbones.Row]:
+    """Return {weights hash: row} of the backbones that are made here or shipped: those known without a download."""
+    return {backbones.load(row.name).weights_hash: row for row in list_rows() if row.stand_in or row.shipped}
 
 
 @functools.lru_cache(maxsize=1)
@@ -290,11 +290,14 @@ class _Run:
             if said.get(key) != value:
                 self.wrong("runs", f"notes.backbone.{key} differs from the run's own {key}: {_AGAIN}")
         known = {entry.name: entry for entry in list_rows()}.get(row["backbone"])
-        random_name = stand_in_hashes().get(row["weights_hash"])
-        if not row["stand_in"] and (random_name or (known and known.stand_in)):
-            self.wrong("runs", f"stand_in is false, but {random_name or row['backbone']} has random weights: {_AGAIN}")
-        if random_name is not None:
-            self.note(f"weights known: those of {random_name}, random numbers")
+        real = weights_at_hand().get(row["weights_hash"])
+        random = next((entry for entry in (real, known) if entry and entry.stand_in), None)
+        if not row["stand_in"] and random:
+            self.wrong("runs", f"stand_in is false, but {random.name} has random weights: {_AGAIN}")
+        if known and known.shipped and said.get("source") == known.source and real != known:
+            self.wrong("runs", f"the weights hash is not that of the {known.name} that audiocl ships: {_AGAIN}")
+        elif real is not None:
+            self.note(f"weights known: those of {real.name}, {'random numbers' if real.stand_in else real.source}")
         elif known is None:
             self.note(
                 f"weights unknown: '{shown(row['backbone'], 60)}' is no backbone of this version; their hash tells them"
