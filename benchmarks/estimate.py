@@ -41,6 +41,7 @@ FILES = {benchmarks.get(str(path)).name: path for path in sorted((ROOT / "exampl
 def stored(results: Path, backbone: str, methods: tuple[str, ...], names: tuple[str, ...], most: int) -> str:
     """Return the table of stored runs: one per method, settings and benchmark, at most `most` of each method."""
     runs = ResultsDir(results).runs()
+    runs = runs[runs["backbone"].str.removesuffix("-encoder") == Path(backbone).name.removesuffix("-encoder")]
     runs = runs[runs["benchmark"].isin(names or list(FILES)) & (runs["method"].isin(methods) | (not methods))]
     runs = runs.drop_duplicates(["method", "benchmark", "method_config"]).groupby(["benchmark", "method"]).head(most)
     networks: dict[int, Any] = {}
