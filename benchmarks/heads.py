@@ -23,6 +23,7 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
+import references
 import scipy.linalg
 import torch
 from tabulate import tabulate
@@ -176,17 +177,6 @@ def rows_of(width: int, session: int, per_session: int) -> tuple[torch.Tensor, t
     return projection_of(width)(features), labels
 
 
-def from_nothing(R: torch.Tensor, Z: torch.Tensor, lam: float) -> torch.Tensor:
-    """W from kept rows, keeping nothing between sessions: the smaller of the two dense systems, factored and solved."""
-    if len(R) < R.shape[1]:
-        K = R @ R.T
-        K.diagonal().add_(lam)
-        return R.T @ torch.cholesky_solve(Z, torch.linalg.cholesky(K))
-    G = R.T @ R
-    G.diagonal().add_(lam)
-    return torch.cholesky_solve(R.T @ Z, torch.linalg.cholesky(G))
-
-
 def dense_float32_seconds(width: int, classes: int) -> float:
     """Seconds of one of the 17 solves of RanPAC's search as published: float32, width x width, `classes` columns."""
     generator = torch.Generator().manual_seed(0)
@@ -219,7 +209,7 @@ def limit(scale: float, lam: float = 1e4, per_session: int = 16) -> None:
         if t + 1 in marks:
             R = torch.cat([rows for rows, _ in kept])
             Z = torch.eye(seen, dtype=torch.float64)[torch.cat([y for _, y in kept])]
-            nothing, W = timed(partial(from_nothing, R, Z, lam))
+            nothing, W = timed(partial(references.refactorised, R, Z, lam))
             assert isinstance(W, torch.Tensor)
             parts = np.median(np.array(spent[max(0, t - 4) :]), axis=0)
             mine = float(parts[:2].sum())
