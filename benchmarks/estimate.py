@@ -137,41 +137,14 @@ def one_fresh(backbone: str, name: str, toml: str, run: RunEstimate, home: Path)
         for title, predicted, spent in rows:
             cells = [benchmark.name, name, title, seconds(predicted), f"{spent.cpu:.1f}", f"{spent.wall:.1f}"]
             yield [*cells, ratio(predicted, spent.cpu), "", ""]
-        peak = max(float(table.loc[identity, "peak_memory_mb"]) for identity in ids)
-        yield [
-            benchmark.name,
-            name,
-            "peak MB",
-            "",
-            "",
-            "",
-            "",
-            span([run.peak_memory_mb.low, run.peak_memory_mb.high]),
-            f"{peak:.0f}",
-        ]
         kept, passes = int(table.loc[ids[0], "kept_bytes"]), int(table.loc[ids[0], "train_passes"])
-        yield [
-            benchmark.name,
-            name,
-            "kept bytes",
-            "",
-            "",
-            "",
-            "",
-            span([run.kept_bytes.low, run.kept_bytes.high]),
-            f"{kept:,}",
-        ]
-        yield [
-            benchmark.name,
-            name,
-            "train passes",
-            "",
-            "",
-            "",
-            "",
-            span([run.train_passes.low, run.train_passes.high]),
-            f"{passes:,}",
-        ]
+        peak = max(float(table.loc[identity, "peak_memory_mb"]) for identity in ids)
+        for title, predicted, recorded in (
+            ("peak MB", run.peak_memory_mb, f"{peak:.0f}"),
+            ("kept bytes", run.kept_bytes, f"{kept:,}"),
+            ("train passes", run.train_passes, f"{passes:,}"),
+        ):
+            yield [benchmark.name, name, title, *[""] * 4, span([predicted.low, predicted.high]), recorded]
     finally:
         if before is None:
             os.environ.pop("AUDIOCL_HOME")

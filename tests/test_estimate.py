@@ -50,6 +50,7 @@ UNIT = Rates(
     file_ms=1.0,
     audio16_ms=2.0,
     audio44_ms=4.0,
+    packed_ms=3.0,
     base_mb=500.0,
     name="a made-up machine",
 )

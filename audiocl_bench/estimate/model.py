@@ -543,26 +543,27 @@ def _makespan(queue: Sequence[Span], jobs: int) -> Span:
 
 def _prepare_seconds(benchmark: Benchmark, clips: int, rates: Rates, data: Path | None) -> float:
     """Return the time that one process takes to decode a corpus."""
-    length, kilohertz = _sound_of(benchmark, data)
-    per_second = rates.audio44_ms if kilohertz > 16 else rates.audio16_ms
+    length, kilohertz, packed = _sound_of(benchmark, data)
+    per_second = (rates.audio44_ms if kilohertz > 16 else rates.audio16_ms) + packed * rates.packed_ms
     return clips * (rates.file_ms + length * per_second) / 1e3
 
 
-def _sound_of(benchmark: Benchmark, data: Path | None) -> tuple[float, float]:
-    """Return the mean seconds of a clip and the rate of its file in kHz."""
+def _sound_of(benchmark: Benchmark, data: Path | None) -> tuple[float, float, float]:
+    """Return the mean seconds of a clip, the rate of its file in kHz, and the share of files that are Ogg or MP3."""
     known = _SOUND.get(benchmark.corpus.info.name)
     if known is not None:
-        return known
+        return *known, 0.0
     if benchmark.own_data:
         try:
             root = benchmark.find(data)
             paths = benchmark.corpus.index(root)["path"].tolist()
             step = max(len(paths) // _SAMPLED_FILES, 1)
             looked = [soundfile.info(str(root / path)) for path in paths[::step][:_SAMPLED_FILES]]
-            return sum(i.duration for i in looked) / len(looked), max(i.samplerate for i in looked) / 1e3
+            packed = sum(i.format in ("OGG", "MP3") for i in looked) / len(looked)
+            return sum(i.duration for i in looked) / len(looked), max(i.samplerate for i in looked) / 1e3, packed
         except (AudioclError, RuntimeError, OSError):
             pass
-    return benchmark.frames / 100, 16.0
+    return benchmark.frames / 100, 16.0, 0.0
 
 
 def _notes(

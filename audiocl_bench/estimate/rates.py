@@ -34,13 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import soundfile
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiocl_bench import audio, files
+from audiocl_bench import audio, files, store
+from audiocl_bench.audio import FrontEnd
 from audiocl_bench.backbones.base import Backbone, PassCounter
 from audiocl_bench.errors import ConfigError, ResultsError
 from audiocl_bench.estimate.hollow import Hollow
@@ -48,7 +50,7 @@ from audiocl_bench.estimate.phantom import Anatomy
 from audiocl_bench.estimate.work import Meter
 from audiocl_bench.results import library_versions, provenance
 
-VERSION = 1
+VERSION = 2
 """Raised whenever something else is measured; part of every key."""
 
 _BUDGET = 0.3  # seconds for each measurement, beside its first run
@@ -57,6 +59,8 @@ _WANTED_FLOPS = 4e9  # of a measured pass: a fraction of a second on a CPU
 _MOST_CLIPS = 24
 _SHORT = 8  # tokens of the pass that shows what a call costs by itself
 _SECONDS = 5.0  # of the sound that is decoded
+_FILES = 16  # of it
+_PACKED = "OPUS"  # the dearest to decode of what speech corpora come in
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -75,9 +79,11 @@ class Rates:
         copy_gbs: 10^9 bytes a second that other operations read and write.
         op_us: microseconds of any operation, with the Python code around it.
         read_gbs: 10^9 bytes a second of prepared log-mels (as float32) that are decoded and normalised.
-        file_ms: milliseconds to open an audio file; for every second of sound, decoded and made a log-mel,
-        audio16_ms: at 16 kHz, and
-        audio44_ms: at 44.1 kHz.
+        file_ms: milliseconds that an audio file takes by itself while a corpus is prepared (read, hashed, stored); and
+            for every second of sound, decoded and made a log-mel,
+        audio16_ms: at 16 kHz,
+        audio44_ms: at 44.1 kHz, and
+        packed_ms: beside them, where the file is Ogg or MP3 instead of WAV or FLAC.
         base_mb: memory of the process before a run, in 10^6 bytes.
         name: of the machine.
         device: "cpu" or "cuda".
@@ -102,6 +108,7 @@ class Rates:
     file_ms: float
     audio16_ms: float
     audio44_ms: float
+    packed_ms: float
     base_mb: float
     name: str = ""
     device: str = "cpu"
@@ -353,15 +360,21 @@ def _seconds_per_operation(clock: _Clock, device: torch.device) -> float:
 
 
 def _sound(network: Backbone, clock: _Clock) -> dict[str, float]:
-    """Measure decoding and the front end on noise, and the reading of prepared clips."""
+    """Measure the preparation of a small corpus of noise, and the reading of prepared clips."""
     front = network.front_end
     draws = np.random.default_rng(0)
     times = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, rate, seconds in (("one", 16_000, 1.0), ("five", 16_000, _SECONDS), ("wide", 44_100, _SECONDS)):
-            path = Path(folder) / f"{name}.wav"
-            soundfile.write(path, 0.1 * draws.standard_normal(int(rate * seconds)), rate, subtype="PCM_16")
-            times[name] = clock(partial(_hear, network, path))
+        for kind, rate, seconds in (("one", 16_000, 1.0), ("five", 16_000, _SECONDS), ("wide", 44_100, _SECONDS)):
+            paths = [Path(folder) / f"{kind}{number}.wav" for number in range(_FILES)]
+            for path in paths:
+                soundfile.write(path, 0.1 * draws.standard_normal(int(rate * seconds)), rate, subtype="PCM_16")
+            clips = pd.DataFrame({"clip_id": [path.stem for path in paths], "path": [str(path) for path in paths]})
+            times[kind] = clock(partial(_prepare, clips, front, Path(folder))) / _FILES
+        plain, packed = Path(folder) / "five0.wav", Path(folder) / "five0.ogg"
+        sound, rate = soundfile.read(plain)
+        soundfile.write(packed, sound, rate, subtype=_PACKED)
+        unpacking = clock(partial(audio.load, packed)) - clock(partial(audio.load, plain))
     mel = front.extract(torch.from_numpy(0.1 * draws.standard_normal(16_000 * 5)).float()).numpy().astype(np.float16)
     stored = [mel] * 16
     read = clock(lambda: front.normalise(front.fit([torch.from_numpy(each.astype(np.float32)) for each in stored])))
@@ -373,11 +386,13 @@ def _sound(network: Backbone, clock: _Clock) -> dict[str, float]:
         "file_ms": 1e3 * opening,
         "audio16_ms": 1e3 * per_second,
         "audio44_ms": 1e3 * max((times["wide"] - opening) / _SECONDS, per_second),
+        "packed_ms": 1e3 * max(unpacking / _SECONDS, 0.0),
     }
 
 
-def _hear(network: Backbone, path: Path) -> None:
-    network.front_end.extract(audio.load(path))
+def _prepare(clips: pd.DataFrame, front_end: FrontEnd, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as home:
+        store.prepare(clips, front_end, name="noise", home=Path(home), workers=1, progress=False)
 
 
 def describe(rates: Rates) -> dict[str, Any]:
