@@ -195,6 +195,6 @@ def chart(rows: Sequence[Row], path: Path, caption: str, clock: str = "median se
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
-        axes.set_xlabel(f"times faster than the plain way (ours : plain, {clock} in one process)")
+        axes.set_xlabel(f"times faster than the plain way (ours : plain, {clock} in one process)", loc="right")
         figure.suptitle(caption, x=0.01, ha="left", fontsize=style.TINY, color=style.FAINT)
         figure.savefig(path, dpi=200)
