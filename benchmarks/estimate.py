@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -185,7 +186,10 @@ def main() -> None:
             "predicted",
             "measured",
         )
-        rows = list(fresh(arguments.backbone, methods, names or ("arabic-keywords",)))
+        rows = []
+        for row in fresh(arguments.backbone, methods, names or ("arabic-keywords",)):
+            rows.append(row)
+            print(*row, file=sys.stderr, flush=True)  # minutes lie between rows
         print(tabulate(rows, titles, tablefmt="github", disable_numparse=True))
     else:
         methods = tuple(arguments.methods or ())

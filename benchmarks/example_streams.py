@@ -65,7 +65,14 @@ ABLATIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("acil, all layers, mean+std", "acil", ("layers=all", "pool=mean+std")),
 )
 """What each part of Strata is worth, and what other heads make of its readout (docs/strata.md)."""
-ROWS = (*VARIANTS, *ABLATIONS)
+TUNED: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
+    "eat-mini": (
+        ("ranpac, rate for eat-mini", "ranpac", ("lr=0.1",)),
+        ("pace, rates for eat-mini", "pace", ("lr_backbone=0.2", "lr_head=0.1")),
+    ),
+}
+"""Rates chosen on training clips alone (training_only.py), for a network that the published ones leave as it is."""
+ROWS = (*VARIANTS, *(row for rows in TUNED.values() for row in rows), *ABLATIONS)
 
 
 def commands(rows: Iterable[tuple[str, str, tuple[str, ...]]], backbone: str, orders: str) -> Iterator[str]:
@@ -199,7 +206,8 @@ def main() -> None:
         runs = labelled(results, arguments.backbone, request.numbers(arguments.orders, "--orders"))
         print(table(runs) if arguments.what == "table" else pairs(runs, results, arguments.first))
     else:
-        rows = VARIANTS if arguments.what == "commands" else ABLATIONS
+        tuned = TUNED.get(Path(arguments.backbone).name, ())
+        rows = (*VARIANTS, *tuned) if arguments.what == "commands" else ABLATIONS
         print("\n".join(commands(rows, arguments.backbone, arguments.orders)))
 
 

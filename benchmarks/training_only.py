@@ -5,8 +5,8 @@
     python benchmarks/training_only.py table    --results DIR
 
 Test clips of the example streams are in none of these files, so what is chosen here may be reported there.
-`--what pace` (the default) compares PACE's constants on whole streams, `--what rates` the learning rates of prompt
-methods and LoRA-DRS on the first `--sessions` sessions.
+`--what pace` (the default) compares PACE's constants on whole streams, `--what adaptation` the rates of first-session
+adaptation (PACE, RanPAC), `--what rates` those of prompt methods and LoRA-DRS on the first `--sessions` sessions.
 """
 
 from __future__ import annotations
@@ -44,6 +44,19 @@ RATES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Every one trained for the stream's E_0 epochs in batches of 24, as PACE is."""
 BUDGET = ("epochs=none", "batch_size=24")
+ADAPTATION: dict[str, tuple[tuple[str, ...], ...]] = {
+    "pace": (
+        (),
+        ("fsa=false",),
+        ("lr_head=0.1",),
+        ("lr_backbone=0.2", "lr_head=0.1"),
+        ("lr_backbone=0.5",),
+        ("lr_backbone=0.5", "lr_head=0.1"),
+        ("lr_backbone=2.0", "lr_head=0.1"),
+    ),
+    "ranpac": ((), ("lr=0.03",), ("lr=0.1",)),
+}
+"""For networks that the published rates leave as they are (eat-mini)."""
 EFFECTLESS = {"esc50_fold4": ("projection_norm=none",)}  # one session adapts there
 
 
@@ -98,6 +111,8 @@ def variants(what: str) -> list[tuple[str, tuple[str, ...]]]:
     """Return (method, settings) of what is compared."""
     if what == "pace":
         return [("pace", settings) for settings in PACE]
+    if what == "adaptation":
+        return [(method, settings) for method, several in ADAPTATION.items() for settings in several]
     return [(method, (*BUDGET, *settings)) for method, several in RATES.items() for settings in several]
 
 
@@ -118,7 +133,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/examples"))
     parser.add_argument("--backbone", default="../shared/weights/whisper-tiny.en-encoder")
     parser.add_argument("--order", type=int, default=1)
-    parser.add_argument("--what", choices=("pace", "rates"), default="pace")
+    parser.add_argument("--what", choices=("pace", "rates", "adaptation"), default="pace")
     parser.add_argument("--sessions", type=int, default=None)
     arguments = parser.parse_args()
     if arguments.step == "streams":
