@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from probes import Honest
 from torch import Tensor, nn
@@ -551,6 +552,32 @@ def test_a_benchmark_is_estimated_without_its_corpus(tmp_path: Path) -> None:
     assert found.total_runs == 2
     assert found.wall_seconds.low == pytest.approx(run.prepare_seconds + bank + 2 * run.later_seconds.low)
     assert "not measured here" in found.notes[0]
+
+
+@pytest.mark.parametrize(("suffix", "packed"), [("wav", 0.0), ("flac", 0.0), ("ogg", 3.0)])
+def test_preparing_own_files_counts_how_they_are_packed(tmp_path: Path, suffix: str, packed: float) -> None:
+    for label in ("a", "b"):
+        for number in range(3):
+            path = tmp_path / "sounds" / label / f"{number}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, np.zeros(32_000), 16_000)
+    text = f"""
+[benchmark]
+name = "packed"
+[corpus]
+kind = "folder"
+root = "{tmp_path / "sounds"}"
+[stream]
+classes_per_session = 1
+input_seconds = 2.0
+first_session_epochs = 1
+[test]
+rule = "fraction"
+fraction = 0.34
+"""
+    (tmp_path / "packed.toml").write_text(text)
+    benchmark = benchmarks.get(str(tmp_path / "packed.toml"))
+    assert model._prepare_seconds(benchmark, 10, UNIT, None) == pytest.approx(10 * (1 + 2 * (2 + packed)) / 1e3)
 
 
 def test_methods_that_read_the_same_share_the_bank(tmp_path: Path) -> None:

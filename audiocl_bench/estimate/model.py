@@ -542,7 +542,7 @@ def _makespan(queue: Sequence[Span], jobs: int) -> Span:
 
 
 def _prepare_seconds(benchmark: Benchmark, clips: int, rates: Rates, data: Path | None) -> float:
-    """Return the time that one process takes to decode a corpus."""
+    """Return the time that one process takes to prepare a corpus: decode its files and store their log-mels."""
     length, kilohertz, packed = _sound_of(benchmark, data)
     per_second = (rates.audio44_ms if kilohertz > 16 else rates.audio16_ms) + packed * rates.packed_ms
     return clips * (rates.file_ms + length * per_second) / 1e3
