@@ -370,6 +370,17 @@ def test_the_command_trains_in_pieces_and_exports(tmp_path: Path, command: tuple
     assert third.exit_code == 0, third.output
 
 
+def test_a_run_lies_under_its_recipes_name(
+    tmp_path: Path, command: tuple[CliRunner, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli, words = command
+    monkeypatch.chdir(tmp_path)
+    told = cli.invoke(app, [*words[: words.index("--out")], "--minutes", "0", "--device", "cpu"])
+    assert told.exit_code == 0, told.output
+    assert "step 1 of 4 is kept in runs/r:" in told.output
+    assert read_checkpoint(tmp_path / "runs" / "r" / "checkpoint.pt")["step"] == 1
+
+
 def test_the_command_refuses_in_one_sentence(tmp_path: Path, command: tuple[CliRunner, list[str]]) -> None:
     cli, words = command
     (tmp_path / "r.toml").write_text("[model]\ndmi = 3\n")

@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 from audiocl_bench import audio, backbones
-from audiocl_bench.errors import AudioError, ConfigError, CorpusError, UnknownNameError
+from audiocl_bench.errors import AudioError, CheckpointError, ConfigError, CorpusError, UnknownNameError
 from audiocl_bench.pretrain import augment, fingerprint, pack, recordings, sources, synthesis
 from audiocl_bench.pretrain.pack import AudioConfig, Pack
 from audiocl_bench.pretrain.recordings import Limits
@@ -437,6 +437,17 @@ def test_layers_are_the_network_s_own() -> None:
     torch.testing.assert_close(tokens[:, :, 0], stem)
     torch.testing.assert_close(tokens[:, :, 1], outputs[0])
     torch.testing.assert_close(tokens[:, :, -1], outputs[-1])
+
+
+def test_a_missing_teacher_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("audiocl_bench.backbones.registry.hf_hub_download", offline)
+    with pytest.raises(CheckpointError, match="teacher is missing, backbone whisper-base could not be fetched") as told:
+        Teacher("whisper-base")
+    assert "--teacher PATH" in str(told.value)
+    assert "--backbone" not in str(told.value)
 
 
 def test_teacher_is_a_whisper() -> None:

@@ -28,8 +28,13 @@ def pretrain(
         Path, typer.Option("--config", metavar="FILE", help="Recipe, for example recipes/eat-mini.toml.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of checkpoint, loss curve, and the backbone (export/).")
-    ],
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of checkpoint, loss curve and backbone (export/); by default runs/ and the recipe's name.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, help="Steps of the whole run, instead of the recipe's.")
     ] = None,
@@ -94,7 +99,7 @@ def pretrain(
 
     [bold]Examples[/bold]
 
-      audiocl pretrain --config recipes/eat-mini.toml --out runs/eat-mini
+      audiocl pretrain --config recipes/eat-mini.toml
 
       audiocl pretrain --config recipes/eat-mini.toml --out runs/eat-mini --minutes 50
 
@@ -112,6 +117,7 @@ def pretrain(
     asked = recipe.read(config, steps=steps, precision=precision)
     if teacher is not None:
         asked = replace(asked, audio={**asked.audio, "teacher": teacher})
+    out = Path("runs") / config.stem if out is None else out
     console = Console(stderr=True)
     if export_only:
         _export(asked, _packed(asked, pack, workers=workers, quiet=quiet, build=False), out, probe)

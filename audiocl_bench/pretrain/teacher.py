@@ -15,7 +15,7 @@ from audiocl_bench import backbones
 from audiocl_bench.audio import HOP_SAMPLES, whisper_logmel
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.backbones.whisper import STRIDE
-from audiocl_bench.errors import ConfigError
+from audiocl_bench.errors import CheckpointError, ConfigError
 
 PATCH_FRAMES = 16
 """Rows of 10 ms in a time patch of EAT."""
@@ -40,7 +40,14 @@ class Teacher:
     """
 
     def __init__(self, path: str) -> None:
-        self._network: Backbone = backbones.load(path)
+        try:
+            self._network: Backbone = backbones.load(path)
+        except CheckpointError as cause:  # which advises `--backbone`
+            what = str(cause).partition(": ")[0]
+            raise CheckpointError(
+                f"the teacher is missing, {what}: give a folder with a Whisper encoder's weights as `--teacher PATH`, "
+                "or a name or path as `teacher` under [audio] in the recipe."
+            ) from cause
         if self._network.network != "whisper":
             raise ConfigError(
                 f"teacher = '{path}' is a network of kind {self._network.network}: name a Whisper encoder."
