@@ -28,7 +28,7 @@ from audiocl_bench.benchmarks import Benchmark
 from audiocl_bench.config import MethodConfig
 from audiocl_bench.errors import MethodError, ResultsError
 from audiocl_bench.ledger import mark
-from audiocl_bench.memory import PeakMemory
+from audiocl_bench.memory import PeakMemory, give_back_freed
 from audiocl_bench.method import (
     ClosedFormMethod,
     Context,
@@ -341,6 +341,7 @@ class _Run:
     def _session(self, t: int) -> None:
         """Learn session t, test all sessions so far, write the checkpoint."""
         method, passes = self.method, self.method.backbone.passes
+        give_back_freed()
         memory = PeakMemory(self.plan.device)
         before = _work(passes)
         begun, clips = time.perf_counter(), passes.clips

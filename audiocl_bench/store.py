@@ -64,7 +64,7 @@ _MAX_WORKERS = 8  # a worker holds some 300 MB (torch), and decoding soon waits 
 _IN_PROCESS = 64  # starting processes takes seconds: below this many clips it does not pay
 _NAMED = 20  # bad files named in the error message; the text file holds all
 _HASHED_TOGETHER = 64
-_HELD = 512 << 20  # bytes of shards looked at until their pages are given back: what a store adds to resident memory
+HELD = 512 << 20  # bytes of shards looked at until their pages are given back: what a store adds to resident memory
 
 
 # ------------------------------------------------------------------------------------------------------------- records
@@ -254,7 +254,7 @@ class Store:
     def _look_at(self, shards: set[int]) -> None:
         """Count the shards that are about to be read; give back the pages of the earlier ones when they are many."""
         held = self._looked_at | shards
-        if sum(self._values[shard].nbytes for shard in held) > _HELD:
+        if sum(self._values[shard].nbytes for shard in held) > HELD:
             self._pages.give_back(self._looked_at)
             held = shards
         self._looked_at = held

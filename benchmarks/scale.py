@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from audiocl_bench import benchmarks, config, files, registry
 from audiocl_bench.estimate import Rates, phantom, rates, rehearse
-from audiocl_bench.estimate.model import seconds_of
+from audiocl_bench.estimate.model import memory_of, seconds_of
 from audiocl_bench.report.tables import short_duration
 
 METHODS = (
@@ -57,7 +57,7 @@ def cost(method: str, bench: str, cpu: Rates, gpu: Rates, network: Any, body: An
         "cpu": seconds_of(rehearsed, cpu, body),
         "gpu": seconds_of(rehearsed, gpu, body),
         "passes": (rehearsed.train["passes"] + rehearsed.test["passes"]) / len(stream.clip_ids),
-        "memory": 1e6 * cpu.base_mb + body.weight_bytes + max(session.peak_bytes for session in rehearsed.sessions),
+        "memory": memory_of(rehearsed, cpu, body)[0],
         "kept": rehearsed.sessions[-1].kept_bytes,
     }
 

@@ -6,6 +6,9 @@ import copy
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +22,7 @@ from probes import Honest
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from audiocl_bench import benchmarks, cli, config, files, registry, sweep, training
+from audiocl_bench import benchmarks, cli, config, files, registry, store, sweep, training
 from audiocl_bench.backbones import eat
 from audiocl_bench.backbones.base import PassCounter
 from audiocl_bench.errors import AudioclError, ConfigError
@@ -27,10 +30,11 @@ from audiocl_bench.estimate import model, phantom, rates
 from audiocl_bench.estimate.hollow import Hollow
 from audiocl_bench.estimate.model import Request, Span
 from audiocl_bench.estimate.rates import Rates
-from audiocl_bench.estimate.rehearsal import Rehearsal, _sampled, rehearse
+from audiocl_bench.estimate.rehearsal import Rehearsal, SessionCost, _sampled, rehearse
 from audiocl_bench.estimate.work import CannotCountError, Meter, Work
 from audiocl_bench.heads import RidgeHead
 from audiocl_bench.method import Clips, Method, MethodConfig, Session, State
+from audiocl_bench.readout import Readout
 from audiocl_bench.results import ResultsDir
 from audiocl_bench.runner import Material, Plan, execute
 from audiocl_bench.training import linear_head
@@ -54,6 +58,8 @@ UNIT = Rates(
     audio44_ms=4.0,
     packed_ms=3.0,
     base_mb=500.0,
+    adapters_mb=100.0,
+    heap=1.5,
     name="a made-up machine",
 )
 
@@ -398,9 +404,63 @@ def test_memory_is_followed() -> None:
         first = torch.zeros(1000, 1000)
         second = torch.zeros(1000, 1000, dtype=torch.float64)
         del first
-    assert meter.live == {"float64": 8e6, "other": 0.0}
+    assert meter.live == {"float64": 8e6, "graph": 0.0, "other": 0.0}
     assert (meter.peak, meter.device_peak) == (12e6, 4e6)
     del second
+
+
+def test_activations_are_told_apart_from_other_memory() -> None:
+    meter = Meter(PassCounter(), math.inf)
+    meter.hold(5.0)
+    meter.hold(70.0, "graph")
+    meter.brief(20.0)  # beside activations, what a backward pass needs for a moment is one of them
+    assert (meter.peak, meter.graph_peak, meter.device_peak) == (95.0, 90.0, 95.0)
+    meter.hold(-70.0, "graph")
+    meter.hold(100.0, "float64")
+    assert (meter.peak, meter.graph_peak, meter.device_peak) == (105.0, 0.0, 95.0)
+
+
+def session_cost(peak: float, graph: float, device: float) -> SessionCost:
+    return SessionCost(Work(), Work(), peak, graph, device, kept_bytes=0, trainable=0)
+
+
+def test_memory_of_a_run_is_the_sum_of_its_parts(tiny: Any) -> None:
+    """Half more for activations (UNIT's heap); two bytes a mel cell; four a feature; weights of the loaded network."""
+    body = tiny[1]
+    costs = (session_cost(90e6, 20e6, 40e6), session_cost(80e6, 60e6, 70e6))
+    bank = {Readout((3,), ("mean",), 96): 50}
+    found = Rehearsal(costs, Work(), bank, (40, 10), 0.0, adapters=True)
+    host = 600e6 + body.weight_bytes + 50 * body.mel_bytes / 2 + 4 * 96 * 50 + 80e6 + 30e6
+    assert model.memory_of(found, UNIT, body) == (host, host)
+    plain = dataclasses.replace(found, adapters=False)
+    assert model.memory_of(plain, UNIT, body)[0] == host - 100e6
+    crowd = dataclasses.replace(plain, clips=(10**7, 0))  # a store gives pages back from some size on
+    assert model.memory_of(crowd, UNIT, body)[0] == host - 100e6 - 50 * body.mel_bytes / 2 + store.HELD
+    gpu = dataclasses.replace(UNIT, device="cuda", heap=1.0)
+    assert model.memory_of(found, gpu, body) == (host - 30e6 + 10e6 - 70e6, 70e6 + body.weight_bytes)
+
+
+@pytest.mark.parametrize(("name", "adapters"), [("ncm", False), ("l2p", False), ("finetune", True), ("ranpac", True)])
+def test_adapters_are_noticed(name: str, adapters: bool, tiny_material: Material, tiny: Any) -> None:
+    method = registry.load(name)
+    settings = config.build(method.Config, "tiny", SETTINGS[name], owner=name)
+    assert worlds(method, settings, tiny_material, tiny)[0].adapters is adapters
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_training_run_is_foretold(tmp_path: Path) -> None:
+    """A process of its own trains on the miniature of UrbanSound8K: the estimate is within a quarter of its peak."""
+    words = ["-m", "finetune", "-b", "us8k", "--data", "mini", "--backbone", "eat-mini", "--set", "epochs=1"]
+    run = [sys.executable, "-c", "from audiocl_bench.cli import main; main()"]
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}
+    results = tmp_path / "results"
+    ran = [*run, "run", *words, "--orders", "0", "--threads", "1", "--quiet", "--results", str(results)]
+    subprocess.run(ran, env=one, check=True, capture_output=True)
+    told = subprocess.run([*run, "estimate", *words, "--json"], env=one, check=True, capture_output=True, text=True)
+    [low, high] = json.loads(told.stdout)["runs"][0]["peak_memory_mb"]
+    peaks = ResultsDir(results).sessions()["peak_memory_mb"]
+    assert low == high == pytest.approx(peaks.max(), rel=0.25)
+    assert peaks.max() < 1.15 * peaks.min()  # what sessions leave behind is given back between them
 
 
 # ------------------------------------------------------------------------------------------------------------ anatomy
@@ -450,12 +510,21 @@ def test_blocks_write_down_what_they_stand_for(tiny: Any) -> None:
     made.run(tokens).sum().backward()
     assert meter.counts["train.flops"] == 2 * 3 * 4 * body.block_flops(body.tokens + 5)
     assert prompts.grad is not None
-    assert meter.live["other"] == 0
+    assert meter.live["other"] == meter.live["graph"] == 0
+    assert meter.graph_peak >= 3 * 4 * (body.tokens + 5) * body.kept_bytes
     assert meter.peak >= 3 * 4 * (body.tokens + 5) * body.kept_bytes
     assert copy.deepcopy(made).nature is nature  # type: ignore[comparison-overlap]
 
 
 # -------------------------------------------------------------------------------------------------------------- rates
+
+
+def test_a_process_and_its_heap_are_measured(tiny: Any) -> None:
+    network, body = tiny
+    bare = rates._memory()
+    assert 100 < bare["base_mb"] < 2000
+    assert 5 < bare["adapters_mb"] < 500
+    assert 1.0 <= rates._heap(network.blocks[0], torch.randn(512, body.tokens, network.dim), body) < 4.0
 
 
 def unit(folder: Path, **changes: Any) -> Path:

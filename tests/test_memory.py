@@ -1,7 +1,8 @@
-"""Pages of mapped files are given back: resident memory falls, values stay, and nothing else is touched."""
+"""Mapped pages and freed memory are given back: resident memory falls, values stay, and nothing else is touched."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,18 @@ def resident(kind: str) -> int:
     """Bytes of RssFile or RssAnon of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:"))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not GNU's")
+def test_freed_memory_is_given_back() -> None:
+    """Blocks that are freed between others stay with the process until it is told to give them back."""
+    blocks = [torch.full((16_384,), float(number)) for number in range(1024)]  # 64 KiB each
+    held = [block for number, block in enumerate(blocks) if number % 8 == 7]
+    del blocks
+    before = resident("RssAnon")
+    memory.give_back_freed()
+    assert before - resident("RssAnon") > SIZE
+    assert all(bool((block == 8 * number + 7).all()) for number, block in enumerate(held))
 
 
 def test_mapped_pages_are_let_go_and_come_back(tmp_path: Path) -> None:
@@ -83,10 +96,10 @@ def test_a_store_read_through_holds_few_of_its_pages(tmp_path: Path, monkeypatch
     total = sum(len(values) for values in made._values)
     assert total > 7_000_000
     assert len(made._values) >= 10
-    monkeypatch.setattr(store, "_HELD", 10**12)
+    monkeypatch.setattr(store, "HELD", 10**12)
     want = [made.batch([row]) for row in range(40)]
     all_held = resident("RssFile")
-    monkeypatch.setattr(store, "_HELD", total // 5)
+    monkeypatch.setattr(store, "HELD", total // 5)
     got = [made.batch([row]) for row in range(40)]
     assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
     assert all_held - resident("RssFile") > total // 2

@@ -12,7 +12,7 @@ from typing import Any
 import soundfile
 import torch
 
-from audiocl_bench import backbones, benchmarks, config, files, sweep
+from audiocl_bench import backbones, benchmarks, config, files, store, sweep
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.benchmarks import Benchmark
 from audiocl_bench.config import MethodConfig
@@ -416,16 +416,8 @@ def _estimate_run(
         worlds = _worlds(item, network, body)
     except CannotCountError as cause:
         return dataclasses.replace(bare, problem=f"{item.typed} cannot be counted: {cause}."), []
-    cuda = rates.device == "cuda"
     parts = [seconds_of(world, rates, body) for world in worlds]
-    weights = body.weight_bytes
-    host, device = [], []
-    for world in worlds:
-        on_device = max(session.device_bytes for session in world.sessions)
-        everything = max(session.peak_bytes for session in world.sessions)
-        # Beside the run's own copy of the weights, which is counted, there are the loaded ones.
-        host.append(1e6 * rates.base_mb + weights + everything - (on_device if cuda else 0.0))
-        device.append(on_device + (weights if world.banked else 0.0) if cuda else host[-1])
+    host, device = zip(*(memory_of(world, rates, body) for world in worlds), strict=True)
     passes = [(world.train["passes"], world.test["passes"]) for world in worlds]
     needed = [world.train["needed"] + world.test["needed"] for world in worlds]
     run = dataclasses.replace(
@@ -507,6 +499,24 @@ def seconds_of(world: Rehearsal, rates: Rates, body: Anatomy) -> dict[str, float
         "audit": seconds(world.audit, rates, body),
         "bank": bank_seconds(train, rates, body) + bank_seconds(test, rates, body),
     }
+
+
+def memory_of(world: Rehearsal, rates: Rates, body: Anatomy) -> tuple[float, float]:
+    """Return the most bytes that a rehearsed run takes: of its process, and of its device (on a CPU the same).
+
+    Files are mapped, so what a run has read of them counts as its memory: prepared clips, up to what the store holds on
+    to, and features of the bank.
+    """
+    cuda = rates.device == "cuda"
+    on_device = max(session.device_bytes for session in world.sessions)
+    spread = max(session.peak_bytes + (rates.heap - 1.0) * session.graph_bytes for session in world.sessions)
+    clips = sum(world.clips)
+    mapped = min(clips * body.mel_bytes / 2, store.HELD)
+    mapped += sum(4.0 * readout.width * rows for readout, rows in world.banked.items())
+    base = 1e6 * (rates.base_mb + (rates.adapters_mb if world.adapters else 0.0))
+    # Beside the run's own copy of the weights, which is counted, there are the loaded ones.
+    host = base + body.weight_bytes + mapped + spread - (on_device if cuda else 0.0)
+    return host, on_device + (body.weight_bytes if world.banked else 0.0) if cuda else host
 
 
 # ---------------------------------------------------------------------------------------------------------- all of them

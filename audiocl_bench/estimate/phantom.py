@@ -370,14 +370,14 @@ class _Held:
 
     def __init__(self, meter: Meter, size: float, brief: float) -> None:
         self._meter, self._size, self._brief = meter, size, brief
-        meter.hold(size)
+        meter.hold(size, "graph")
 
     def backward(self) -> None:
         self._meter.brief(self._brief)
         self.release()
 
     def release(self) -> None:
-        self._meter.hold(-self._size)
+        self._meter.hold(-self._size, "graph")
         self._size = 0.0
 
     def __del__(self) -> None:

@@ -23,6 +23,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 import tempfile
 import time
 import tomllib
@@ -48,19 +50,32 @@ from audiocl_bench.errors import ConfigError, ResultsError
 from audiocl_bench.estimate.hollow import Hollow
 from audiocl_bench.estimate.phantom import Anatomy
 from audiocl_bench.estimate.work import Meter
+from audiocl_bench.memory import PeakMemory, give_back_freed
 from audiocl_bench.results import library_versions, provenance
 
-VERSION = 2
+VERSION = 3
 """Raised whenever something else is measured; part of every key."""
 
 _BUDGET = 0.3  # seconds for each measurement, beside its first run
 _REPEATS = 100  # at most: the least of many short ones is the one that nothing disturbed
 _WANTED_FLOPS = 4e9  # of a measured pass: a fraction of a second on a CPU
 _MOST_CLIPS = 24
+_STEPS, _DEPTH = 3, 6  # training steps through so many blocks, at most, that show what memory they take
 _SHORT = 8  # tokens of the pass that shows what a call costs by itself
 _SECONDS = 5.0  # of the sound that is decoded
 _FILES = 16  # of it
 _PACKED = "OPUS"  # the dearest to decode of what speech corpora come in
+_BARE = """
+import psutil
+import audiocl_bench.cli, audiocl_bench.sweep, audiocl_bench.executors.unit
+import torch
+torch.nn.functional.linear(torch.zeros(256, 256), torch.zeros(256, 256))
+torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+print(psutil.Process().memory_info().rss)
+from peft import LoraConfig, inject_adapter_in_model
+inject_adapter_in_model(LoraConfig(target_modules=["0"]), torch.nn.Sequential(torch.nn.Linear(8, 8)))
+print(psutil.Process().memory_info().rss)
+"""
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -84,7 +99,10 @@ class Rates:
         audio16_ms: at 16 kHz,
         audio44_ms: at 44.1 kHz, and
         packed_ms: beside them, where the file is Ogg or MP3 instead of WAV or FLAC.
-        base_mb: memory of the process before a run, in 10^6 bytes.
+        base_mb: memory of a process that is about to begin a run, in 10^6 bytes, and
+        adapters_mb: what it needs beside that where a network wears layers of the `peft` library.
+        heap: resident memory that activations of training steps take, over their bytes: the C library keeps blocks that
+            were freed between them. 1 on CUDA.
         name: of the machine.
         device: "cpu" or "cuda".
         threads: CPU threads of a run.
@@ -110,6 +128,8 @@ class Rates:
     audio44_ms: float
     packed_ms: float
     base_mb: float
+    adapters_mb: float
+    heap: float
     name: str = ""
     device: str = "cpu"
     threads: int = 1
@@ -255,7 +275,6 @@ class _Clock:
 
 
 def _measure(network: Backbone, body: Anatomy, device: torch.device) -> Rates:
-    base = psutil.Process().memory_info().rss / 1e6
     clock, generator = _Clock(device), torch.Generator().manual_seed(0)
     block = network.blocks[0].to(device)
     clips = min(max(round(_WANTED_FLOPS / body.block_flops(body.tokens)), 1), _MOST_CLIPS)
@@ -266,15 +285,16 @@ def _measure(network: Backbone, body: Anatomy, device: torch.device) -> Rates:
         rate = factor * clips * body.block_flops(body.tokens) / clock(partial(run, block, tokens))
         alone = clock(partial(run, block, short)) / factor - body.block_flops(short.shape[1]) / rate
         speeds |= {f"{kind}_gflops": rate / 1e9, f"{kind}_call_us": 1e6 * max(alone, 0.0)}
+    speeds["heap"] = _heap(block, tokens, body) if device.type == "cpu" else 1.0
     speeds["bank_gflops"] = _bank(block, tokens, clock, body, speeds["forward_gflops"])
     block.to("cpu")
     speeds |= _algebra(clock, device, generator)
     speeds |= _sound(network, clock)
+    speeds |= _memory()
     where = provenance(device)
     name = f"{where['device']}, {where['platform'].rpartition('glibc')[2].partition(', ')[2] or where['platform']}"
     return Rates(
         **speeds,
-        base_mb=base,
         name=name,
         device=device.type,
         threads=torch.get_num_threads(),
@@ -290,6 +310,29 @@ def _forward(block: nn.Module, tokens: Tensor) -> None:
 
 def _train(block: nn.Module, tokens: Tensor) -> None:
     block(tokens.detach().requires_grad_()).sum().backward()
+
+
+def _heap(block: nn.Module, tokens: Tensor, body: Anatomy) -> float:
+    """Measure how much more memory a process takes for training steps than their tensors have bytes."""
+    give_back_freed()
+    meter, before = Meter(PassCounter(), math.inf), psutil.Process().memory_info().rss
+    watch = PeakMemory(tokens.device)
+    with Hollow(meter, real=True):
+        for _ in range(_STEPS):
+            inner = tokens.detach().requires_grad_()
+            for _ in range(min(body.depth, _DEPTH)):
+                inner = block(inner)
+            inner.mean().backward()
+            del inner
+    give_back_freed()
+    return max((1e6 * watch.peak_mb() - before) / meter.peak, 1.0)
+
+
+def _memory() -> dict[str, float]:
+    """Measure what processes need before they hold any data, in fresh ones."""
+    told = subprocess.run([sys.executable, "-c", _BARE], capture_output=True, text=True, check=True).stdout
+    base, adapters = (float(size) / 1e6 for size in told.split())
+    return {"base_mb": base, "adapters_mb": max(adapters - base, 0.0)}
 
 
 def _bank(block: nn.Module, tokens: Tensor, clock: _Clock, body: Anatomy, forward: float) -> float:

@@ -56,7 +56,9 @@ class SessionCost:
 
     Attributes:
         train, test: work of learning and of testing all sessions so far.
-        peak_bytes: most bytes of tensors alive at once, without the network's weights; the device's share of them.
+        peak_bytes: most bytes of tensors alive at once, without the network's weights.
+        graph_bytes: of them, activations of a training step.
+        device_bytes: most bytes alive at once on the device.
         kept_bytes: of the state kept after it.
         trainable: parameters trained at once, at most.
     """
@@ -64,6 +66,7 @@ class SessionCost:
     train: Work
     test: Work
     peak_bytes: float
+    graph_bytes: float
     device_bytes: float
     kept_bytes: int
     trainable: int
@@ -79,6 +82,7 @@ class Rehearsal:
         banked: readout -> clips whose features the run takes from the feature bank.
         clips: training and test clips of the stream.
         seconds: of computing that the counting took.
+        adapters: whether the network wears layers of the `peft` library, which a run has to load.
     """
 
     sessions: tuple[SessionCost, ...]
@@ -86,6 +90,7 @@ class Rehearsal:
     banked: dict[Readout, int]
     clips: tuple[int, int]
     seconds: float
+    adapters: bool
 
     @property
     def train(self) -> Work:
@@ -151,7 +156,8 @@ def rehearse(
                     f"its code fails on made-up features ({type(cause).__name__}: {cause})"
                 ) from cause
     train, test = (len(np.flatnonzero(stream.is_test == flag)) for flag in (False, True))
-    return Rehearsal(tuple(run.costs), run.audit, dict(run.bank.rows), (train, test), time.process_time() - started)
+    spent = time.process_time() - started
+    return Rehearsal(tuple(run.costs), run.audit, dict(run.bank.rows), (train, test), spent, run.adapters)
 
 
 class _Run:
@@ -185,6 +191,7 @@ class _Run:
         self.method = self.build()
         self.costs: list[SessionCost] = []
         self.audit = Work()
+        self.adapters = False
         self.session = 0
         self._features: dict[int, Tensor] = {}
         self._version = -1
@@ -215,6 +222,7 @@ class _Run:
         finally:
             session.close()
         train = meter.snapshot().since(before)
+        self.adapters |= any(type(m).__module__.startswith("peft.") for m in self.method.backbone.modules())
         before = meter.snapshot()
         self._test(t)
         state = self.method.state_dict()
@@ -223,6 +231,7 @@ class _Run:
                 train=train,
                 test=meter.snapshot().since(before),
                 peak_bytes=meter.peak,
+                graph_bytes=meter.graph_peak,
                 device_bytes=meter.device_peak,
                 kept_bytes=kept_bytes(state),
                 trainable=self.reporter.most_trainable,

@@ -57,18 +57,19 @@ class Meter:
     Attributes:
         counts: what was counted here, without the passes that the network's own counter has.
         passes: the network's counter.
-        live: bytes of tensors that are alive now, activations of training steps included; of float64 ones (on the
-            CPU, whatever the device) and of all others (on the device).
+        live: bytes of tensors that are alive now: of float64 ones (on the CPU, whatever the device), of activations
+            that wait for a backward pass and of all others (on the device).
         scale: what operations count for: more than 1 while they work on tokens that stand for more.
-        peak: largest sum of both since `new_peak`, and the largest of the others alone.
+        peak: largest sum of them since `new_peak`; `graph_peak` is the activations' part of it.
+        device_peak: largest sum of those on the device.
     """
 
     def __init__(self, passes: PassCounter, patience: float) -> None:
         """Count from nothing; give up after `patience` seconds of computing."""
         self.counts = Work()
         self.passes = passes
-        self.live = {"float64": 0.0, "other": 0.0}
-        self.peak = 0.0
+        self.live = {"float64": 0.0, "graph": 0.0, "other": 0.0}
+        self.peak = self.graph_peak = 0.0
         self.device_peak = 0.0
         self.scale = 1.0
         self.muted = False
@@ -123,12 +124,16 @@ class Meter:
 
     def brief(self, size: float) -> None:
         """Note that this much was needed beside what is alive, and is gone again."""
-        self.peak = max(self.peak, sum(self.live.values()) + size)
-        self.device_peak = max(self.device_peak, self.live["other"] + size)
+        graph = self.live["graph"]
+        on_device = graph + self.live["other"] + size
+        total = on_device + self.live["float64"]
+        if total > self.peak:
+            self.peak, self.graph_peak = total, graph + (size if graph else 0.0)
+        self.device_peak = max(self.device_peak, on_device)
 
     def new_peak(self) -> None:
         """Forget the peaks so far."""
-        self.peak = self.device_peak = 0.0
+        self.peak = self.graph_peak = self.device_peak = 0.0
         self.brief(0.0)
 
     def check_patience(self) -> None:
