@@ -1,9 +1,11 @@
 """Predicted against measured: what `audiocl estimate` says, beside what runs recorded.
 
-    python benchmarks/estimate.py                  passes, kept bytes and memory of the stored runs in --results
-    python benchmarks/estimate.py --fresh          time and memory of runs made now, in a cache of their own
+    python benchmarks/estimate.py                       passes and kept bytes of the stored runs in --results
+    python benchmarks/estimate.py --since 2026-11-22    of those started since then, time and memory too
+    python benchmarks/estimate.py --fresh               time and memory of runs made now, in a cache of their own
 
-Stored runs were made on a machine shared with others, by the code of their day: only their counts are compared. Fresh
+Stored runs were made by the code of their day, on machines shared with others: only their counts are compared, unless
+--since says which ones this machine made. Their time is by the clock, and longer beside other programs. Fresh
 runs are made one after the other in this process on one thread: with an empty feature bank (first run), and again with
 another seed (later run). Their time is processor time, which another program beside them changes little; time by the
 clock stands beside it.
@@ -27,8 +29,8 @@ from tabulate import tabulate
 
 from audiocl_bench import backbones, benchmarks, config, registry
 from audiocl_bench.benchmarks import Benchmark
-from audiocl_bench.estimate import phantom, rehearse
-from audiocl_bench.estimate.model import Request, RunEstimate, Span, estimate
+from audiocl_bench.estimate import phantom, rates, rehearse
+from audiocl_bench.estimate.model import Request, RunEstimate, Span, estimate, memory_of, seconds_of
 from audiocl_bench.executors.unit import material
 from audiocl_bench.results import ResultsDir
 from audiocl_bench.runner import Plan, execute
@@ -39,9 +41,14 @@ FILES = {benchmarks.get(str(path)).name: path for path in sorted((ROOT / "exampl
 """Own benchmarks by the name in the results."""
 
 
-def stored(results: Path, backbone: str, methods: tuple[str, ...], names: tuple[str, ...], most: int) -> str:
+def stored(
+    results: Path, backbone: str, methods: tuple[str, ...], names: tuple[str, ...], most: int, since: str | None
+) -> str:
     """Return the table of stored runs: one per method, settings and benchmark, at most `most` of each method."""
+    torch.set_num_threads(1)
     runs = ResultsDir(results).runs()
+    if since is not None:
+        runs = runs[pd.to_datetime(runs["started_at"], utc=True) >= pd.Timestamp(since, tz="UTC")]
     runs = runs[runs["backbone"].str.removesuffix("-encoder") == Path(backbone).name.removesuffix("-encoder")]
     runs = runs[runs["benchmark"].isin(names or list(FILES)) & (runs["method"].isin(methods) | (not methods))]
     runs = runs.drop_duplicates(["method", "benchmark", "method_config"]).groupby(["benchmark", "method"]).head(most)
@@ -52,8 +59,10 @@ def stored(results: Path, backbone: str, methods: tuple[str, ...], names: tuple[
         benchmark, stream = opened(str(run["benchmark"]), int(run["order"]), streams)
         if benchmark.frames not in networks:
             network, _ = phantom.architecture(backbone, pool=None, layer=None, frames=benchmark.frames)
-            networks[benchmark.frames] = network, phantom.anatomy(network)
-        network, body = networks[benchmark.frames]
+            body = phantom.anatomy(network)
+            here = rates.measured(network, body, torch.device("cpu")) if since is not None else None
+            networks[benchmark.frames] = network, body, here
+        network, body, here = networks[benchmark.frames]
         method = registry.load(str(run["method"]))
         settings = config.build(method.Config, benchmark.name, json.loads(run["method_config"]), owner=method.name)
         worlds = [
@@ -67,10 +76,16 @@ def stored(results: Path, backbone: str, methods: tuple[str, ...], names: tuple[
             span([world.sessions[-1].kept_bytes for world in worlds]),
         ]
         recorded = [run["train_passes"], run["eval_passes"], work, run["kept_bytes"]]
+        if here is not None:
+            parts = [seconds_of(world, here, body) for world in worlds]
+            filled = 0.0 if run["blocks_reused"] else 1.0
+            predicted.append(span([part["train"] + part["test"] + filled * part["bank"] for part in parts]))
+            predicted.append(span([memory_of(world, here, body)[0] / 1e6 for world in worlds]))
+            recorded += [run["train_seconds"] + run["eval_seconds"], run["peak_memory_mb"]]
         pairs = [cell for pair in zip(predicted, recorded, strict=True) for cell in pair]
         rows.append([run["benchmark"], run["method"], f"#{run['config_hash'][:6]}", *pairs])
     titles = ["benchmark", "method", "settings"]
-    for what in ("train passes", "eval passes", "blocks", "kept bytes"):
+    for what in ("train passes", "eval passes", "blocks", "kept bytes", *(("seconds", "peak MB") if since else ())):
         titles += [what, "recorded"]
     return tabulate(rows, titles, tablefmt="github", missingval="-", intfmt=",", floatfmt=",.0f")
 
@@ -167,6 +182,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=None, help="default: all stored; ncm ranpac strata l2p fresh")
     parser.add_argument("--bench", nargs="*", default=None, help="names of example streams")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "examples")
+    parser.add_argument("--since", metavar="DATE", help="only stored runs started since then, made on this machine")
     parser.add_argument("--most", type=int, default=1, help="settings of each method and stream")
     parser.add_argument("--shape", default="whisper-tiny.en", help="shape of the stored runs' backbone")
     parser.add_argument("--backbone", default=str(ROOT.parent / "shared" / "weights" / "whisper-tiny.en-encoder"))
@@ -193,7 +209,7 @@ def main() -> None:
         print(tabulate(rows, titles, tablefmt="github", disable_numparse=True))
     else:
         methods = tuple(arguments.methods or ())
-        print(stored(arguments.results, arguments.shape, methods, names, arguments.most))
+        print(stored(arguments.results, arguments.shape, methods, names, arguments.most, arguments.since))
 
 
 if __name__ == "__main__":

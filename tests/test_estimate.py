@@ -734,8 +734,9 @@ def test_the_command(tmp_path: Path) -> None:
     arguments = ["estimate", "-m", "ncm", "-b", "esc50", "--backbone", "eat-tiny", "--rates", str(unit(tmp_path))]
     done = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
-    row = next(line for line in done.output.splitlines() if line.startswith("esc50"))
-    assert "1,600 + 400" in row
+    row = next(line for line in done.output.splitlines() if line.startswith("  ncm"))
+    assert row.split()[1:3] == ["1", "1.0"]
+    assert "esc50: 1,600 training and 400 test clips, 42.0 s to prepare." in done.output
     assert "not measured here" in done.output
     told = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json", "--jobs", "3"]).stdout)
     [run] = told["runs"]
@@ -743,6 +744,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert run["first_seconds"][0] > run["later_seconds"][0]
     assert told["jobs"] == 3
     assert told["rates"]["512"]["forward_gflops"] == 100.0
+
+
+def test_a_narrow_terminal_breaks_no_word(tmp_path: Path) -> None:
+    words = ["-m", "ranpac@no-fsa", "-b", "esc50", "-b", "us8k", "--backbone", "eat-tiny", "--orders", "0-2"]
+    words = ["estimate", *words, "--set", "ranpac.width=64", "--rates", str(unit(tmp_path))]
+    wide, narrow = (CliRunner().invoke(cli.app, words, env={"COLUMNS": size}).stdout for size in ("160", "80"))
+    assert sorted(wide.replace("─", "").split()) == sorted(narrow.replace("─", "").split())
+    assert "    ranpac.width=64" in narrow
+    assert "esc50: 1,600 training and 400 test clips" in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
 
 
 def test_measured_rates_can_be_carried_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

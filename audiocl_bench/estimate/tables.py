@@ -13,40 +13,47 @@ from audiocl_bench.estimate.model import Estimate, RunEstimate, Span
 from audiocl_bench.report.commands import ranges
 from audiocl_bench.report.tables import DASH, duration, megabytes, short_duration
 
-_RIGHT = ("runs", "clips", "passes per clip", "prepare", "first run", "later runs", "peak memory", "kept")
+_RIGHT = ("runs", "passes per clip", "first run", "later runs", "peak memory", "kept")
 LEGEND = (
-    "clips: training and test clips of a run. passes per clip: through the encoder, as a run reports them. first run: "
-    "with an empty feature bank; later runs find their pretrained features in it. Times are of one run."
+    "passes per clip: through the encoder, as a run reports them. first run: with an empty feature bank; later runs "
+    "find their pretrained features in it. Times are of one run."
 )
 
 
 def estimate_table(found: Estimate) -> RenderableType:
     """Return the table of an estimate, its totals, and what to know of them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in ("benchmark", "method"):
-        table.add_column(heading, overflow="fold")
+    rows = [("  " + run.method.replace(" ", "\n    "), *_cells(run)) for run in found.runs]  # a setting a line
+    table.add_column("method", no_wrap=True)
     for heading in _RIGHT:
         table.add_column(heading, justify="right")
-    last = ""
-    for run in sorted(found.runs, key=lambda run: [other.benchmark for other in found.runs].index(run.benchmark)):
-        table.add_row("" if run.benchmark == last else run.benchmark, run.method, *_cells(run))
-        last = run.benchmark
+    streams: dict[str, list[int]] = {}
+    for number, run in enumerate(found.runs):
+        streams.setdefault(run.benchmark, []).append(number)
+    for benchmark, numbers in streams.items():
+        table.add_row(Text(benchmark, style="bold"))
+        for number in numbers:
+            table.add_row(*rows[number])
     rates = next(iter(found.rates.values()))
     title = Text(f"Estimate · {found.backbone} on {rates.device}, {rates.threads} CPU thread(s) a run", style="bold")
     notes = [Text(note, style="dim") for note in (LEGEND, *found.notes)]
-    return Group(title, table, Text(), *map(Text, totals(found)), Text(), *notes)
+    clips = [
+        Text(
+            f"{run.benchmark}: {run.train_clips:,} training and {run.test_clips:,} test clips, "
+            f"{short_duration(run.prepare_seconds)} to prepare."
+        )
+        for run in (found.runs[numbers[0]] for numbers in streams.values())
+    ]
+    return Group(title, table, Text(), *clips, *map(Text, totals(found)), Text(), *notes)
 
 
 def _cells(run: RunEstimate) -> list[str]:
     orders = f"{run.runs}" if run.runs == 1 else f"{run.runs} (orders {ranges(run.orders)})"
-    clips = f"{run.train_clips:,} + {run.test_clips:,}"
     if run.problem:
-        return [orders, clips, "not known", *[DASH] * (len(_RIGHT) - 3)]
+        return [orders, "not known", *[DASH] * (len(_RIGHT) - 2)]
     return [
         orders,
-        clips,
         _span(run.passes_per_clip, lambda value: f"{value:.1f}"),
-        short_duration(run.prepare_seconds),
         _span(run.first_seconds, short_duration),
         _span(run.later_seconds, short_duration),
         _span(run.peak_memory_mb, megabytes),
@@ -78,4 +85,7 @@ def _long(seconds: float) -> str:
 
 def _span(span: Span, told: Callable[[float], str]) -> str:
     low, high = told(span.low), told(span.high)
-    return low if low == high else f"{low} to {high}"
+    if low == high or span.high < 1.01 * span.low:
+        return high
+    unit = high.partition(" ")[2]
+    return f"{low.removesuffix(f' {unit}')} to {high}" if unit.isalpha() else f"{low} to {high}"
