@@ -3,6 +3,7 @@
     python benchmarks/example_streams.py commands     the audiocl commands, one a line, cheapest evidence first
     python benchmarks/example_streams.py ablations    the same for the parts of Strata
     python benchmarks/example_streams.py table        the Markdown table of the runs in --results
+    python benchmarks/example_streams.py overview     final accuracy and seconds: a row per method, a column per stream
     python benchmarks/example_streams.py pairs        differences on the same class orders, with a paired test
 
 Rows are told apart by their settings, so a table can be made of any results directory that holds such runs.
@@ -143,6 +144,28 @@ def table(runs: pd.DataFrame) -> str:
     return tabulate(rows, headers, tablefmt="github", colalign=("left", "left", *["right"] * 7), disable_numparse=True)
 
 
+def overview(runs: pd.DataFrame) -> str:
+    """Return the Markdown table of final accuracies and seconds: one row per variant, one column per stream.
+
+    Accuracies in percent with their 95 % interval; how many class orders where some are missing; median seconds of
+    training and testing a run, by the clock.
+    """
+    most = runs["order"].nunique()
+    rows = []
+    for name, _, _ in ROWS:
+        accuracies, seconds = [], []
+        for stream in STREAMS:
+            part = runs[(runs["variant"] == name) & (runs["benchmark"] == stream.replace("_", "-"))]
+            few = f" ({len(part)})" if len(part) < most else ""
+            accuracies.append("-" if part.empty else _interval(part["final_accuracy"]) + few)
+            spent = (part["train_seconds"] + part["eval_seconds"]).median()
+            seconds.append("-" if part.empty else f"{spent:.0f}" if spent >= 10 else f"{spent:.1f}")
+        if set(accuracies) != {"-"}:
+            rows.append((name, *accuracies, ", ".join(seconds)))
+    headers = ("method", *(stream.partition("_")[2] for stream in STREAMS), "seconds")
+    return tabulate(rows, headers, tablefmt="github", colalign=("left", *["right"] * 4), disable_numparse=True)
+
+
 def pairs(runs: pd.DataFrame, results: ResultsDir, first: str) -> str:
     """Return the Markdown table of differences in final accuracy: one variant less every other, on the same orders.
 
@@ -195,16 +218,19 @@ def _interval(values: pd.Series) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("commands", "ablations", "table", "pairs"))
+    parser.add_argument("what", choices=("commands", "ablations", "table", "overview", "pairs"))
     parser.add_argument("--results", type=Path, default=Path("results/examples"))
     parser.add_argument("--backbone", default="../shared/weights/whisper-tiny.en-encoder")
     parser.add_argument("--orders", default="0-2")
     parser.add_argument("--first", default="strata", help="variant that pairs compares with all others")
     arguments = parser.parse_args()
-    if arguments.what in ("table", "pairs"):
+    if arguments.what in ("table", "overview", "pairs"):
         results = ResultsDir(arguments.results)
         runs = labelled(results, arguments.backbone, request.numbers(arguments.orders, "--orders"))
-        print(table(runs) if arguments.what == "table" else pairs(runs, results, arguments.first))
+        if arguments.what == "pairs":
+            print(pairs(runs, results, arguments.first))
+        else:
+            print(table(runs) if arguments.what == "table" else overview(runs))
     else:
         tuned = TUNED.get(Path(arguments.backbone).name, ())
         rows = (*VARIANTS, *tuned) if arguments.what == "commands" else ABLATIONS
