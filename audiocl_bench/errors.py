@@ -14,6 +14,10 @@ class ConfigError(AudioclError):
     """A setting is unknown, of the wrong type or out of range."""
 
 
+class DivergedError(ConfigError):
+    """Training ended in a loss that is no number: a rate that does not fit."""
+
+
 class UnknownNameError(AudioclError):
     """A name (method, benchmark, backbone, corpus, setting) that nothing answers to."""
 

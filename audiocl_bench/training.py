@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audiocl_bench.backbones.base import Backbone
-from audiocl_bench.errors import ConfigError
+from audiocl_bench.errors import ConfigError, DivergedError
 from audiocl_bench.method import Clips, Context, MethodConfig, Session, setting
 
 Batch = TypeVar("Batch", Clips, Tensor)
@@ -206,7 +206,7 @@ def _descend(
         mean = total / max(clips_seen, 1)
         if not math.isfinite(mean):
             rates = ", ".join(f"{group.lr:g}" for group in groups)
-            raise ConfigError(
+            raise DivergedError(
                 f"training diverged in stage '{stage}' of session {session} (loss {mean}): lower the learning "
                 f"rate ({rates})."
             )

@@ -409,6 +409,28 @@ def test_memory_is_followed() -> None:
     del second
 
 
+def test_made_up_values_are_the_same_whatever_lay_in_memory() -> None:
+    """What fills an empty tensor may not be carried out; then it is zero, not what a freed one left behind."""
+    shape = (1500, 1500)  # 9 MB: made for real, but adding to it is too large an operation
+    like = torch.zeros(shape)
+    for make in (lambda: torch.empty(shape), lambda: like.new_empty(shape), lambda: torch.empty_like(like)):
+        dirt = [torch.full(shape, math.nan) for _ in range(4)]
+        del dirt
+        with Hollow(Meter(PassCounter(), math.inf)):
+            made = make().copy_(like).add_(like)
+        assert bool((made == 0).all())
+
+
+def test_a_loss_of_made_up_values_stops_no_count(tiny_material: Material, tiny: Any) -> None:
+    """A rate that diverges at once costs what any other does."""
+    method = registry.load("finetune")
+    counts = []
+    for rate in (0.01, 1e30):
+        settings = config.build(method.Config, "tiny", {**SETTINGS["finetune"], "lr_head": rate}, owner="finetune")
+        counts.append([world.train["passes"] for world in worlds(method, settings, tiny_material, tiny)])
+    assert counts[0] == counts[1]
+
+
 def test_activations_are_told_apart_from_other_memory() -> None:
     meter = Meter(PassCounter(), math.inf)
     meter.hold(5.0)

@@ -29,11 +29,13 @@ LARGE_BYTES = 1.6e7
 """From these sizes on an operation is not carried out; below, it takes little more time than going round
 it, and what decides over a method's way is mostly small."""
 
+_TOUCHED = 1 << 26  # bytes: larger tensors come from the system untouched, which reads as zero
 _SMALL = 1 << 14  # numbers: an operation on so few is carried out without a closer look
 _FEW = 4096  # numbers that a large operation sums up to
 _TRACKED = 4096  # bytes: smaller tensors are not followed
 _BUSY = 4.0  # operations per byte: with fewer, moving the numbers takes the time
 _ALWAYS = ("_unsafe_view", "_reshape_alias", "set_", "resize_", "_local_scalar_dense", "nonzero", "equal", "random_")
+_RAW = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 _COMPARES = ("eq", "ne", "lt", "le", "gt", "ge", "isfinite", "any", "all")
 _WRITES = ("index_put_", "index_copy_", "index_add_", "scatter_", "scatter_add_")
 _GATHERS = ("index", "index_select", "embedding", "gather")
@@ -46,14 +48,14 @@ _ALGEBRA = (*_PRODUCTS, "linalg_", "_linalg_", "cholesky", "_cholesky", "triangu
 class _Operation:
     """What is known of an operation before it is called."""
 
-    __slots__ = ("algebra", "always", "compares", "name", "pointwise", "puzzling", "view")
+    __slots__ = ("algebra", "always", "compares", "name", "pointwise", "puzzling", "raw", "view")
 
     def __init__(self, func: Any) -> None:
         self.name = func.overloadpacket.__name__
         self.view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         self.pointwise = torch.Tag.pointwise in func.tags
         self.algebra = self.name.startswith(_ALGEBRA)
-        self.always, self.compares = self.name in _ALWAYS, self.name in _COMPARES
+        self.always, self.compares, self.raw = self.name in _ALWAYS, self.name in _COMPARES, self.name in _RAW
         self.puzzling = self.name.rstrip("_") in _PUZZLING
 
 
@@ -111,6 +113,8 @@ class Hollow(TorchDispatchMode):
             result = self._weighed(func, known, inputs, args, kwargs)
         if known.puzzling and not self.real:
             _finite(result)
+        if known.raw and not self.real and _bytes(result) < _TOUCHED:
+            result.zero_()  # what should fill it may not be carried out, and what lay there before is anything
         for item in result if isinstance(result, (list, tuple)) else (result,):
             if isinstance(item, Tensor) and item.numel() * item.element_size() >= _TRACKED:
                 self._follow(item)
@@ -292,7 +296,7 @@ def _empty(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     fresh = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype)
-    if fresh.untyped_storage().nbytes() < 1 << 26:  # larger ones come from the system untouched, which reads as zero
+    if fresh.untyped_storage().nbytes() < _TOUCHED:
         fresh.zero_()
     return fresh
 
