@@ -99,8 +99,8 @@ def opened(name: str, order: int, known: dict[tuple[str, int], tuple[Benchmark, 
 
 
 def span(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+    low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 class Watch:
