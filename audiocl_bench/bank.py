@@ -470,19 +470,18 @@ class RunFeatures:
         store: Store,
         backbone: Backbone,
         device: torch.device,
-        passes: Callable[[], PassCounter],
         tell: Callable[[str], None],
     ) -> None:
-        """Take features of `store` under `backbone`, computed on `device`; `passes` gives the run's counter."""
+        """Take features of `store` under `backbone`, computed on `device`; `tell` gets what the user should read."""
         self._store, self._backbone, self._device = store, backbone, device
-        self._passes, self._tell = passes, tell
+        self._tell = tell
         self._off = os.environ.get(SWITCH, "").lower() in ("off", "0", "no", "false")
         self._banks: dict[Readout, FeatureBank | None] = {}
         self._asked: dict[Readout, np.ndarray] = {}  # rows that this run took, and chunks that it computed, packed:
         self._own: dict[Readout, np.ndarray] = {}  # both survive a restart, so that nothing is counted twice
 
-    def read(self, what: Readout, rows: np.ndarray) -> torch.Tensor | None:
-        """Return f_0 [n, width] of store rows [n] on the device, or None where there is no bank."""
+    def read(self, what: Readout, rows: np.ndarray, passes: PassCounter) -> torch.Tensor | None:
+        """Return f_0 [n, width] of store rows [n] on the device, counted in `passes`, or None without a bank."""
         bank = self._bank(what)
         if bank is None:
             return None
@@ -498,11 +497,10 @@ class RunFeatures:
             self._banks[what] = None
             return None
         finally:
-            self._passes().block_runs += (bank.computed - before) * bank.blocks
+            passes.block_runs += (bank.computed - before) * bank.blocks
         own |= bank.made
         asked[fresh] = True
         earlier = int((had & ~own[fresh // CHUNK]).sum())
-        passes = self._passes()
         passes.clips += len(fresh)
         passes.reused += earlier * bank.blocks
         passes.needed += (len(fresh) - earlier) * bank.blocks

@@ -40,6 +40,7 @@ from audiocl_bench.method import (
     kept_bytes,
     require_storable,
 )
+from audiocl_bench.readout import Readout
 from audiocl_bench.results import ResultsDir, build_result, make_run_id, provenance
 from audiocl_bench.store import Store
 from audiocl_bench.streams import Stream
@@ -268,9 +269,7 @@ class _Run:
         self._saved_at, self._save_seconds = -math.inf, 0.0
         self._places = material.store.rows(self.stream.clip_ids)
         self.method = self._build()
-        self._features = RunFeatures(
-            material.store, material.backbone, plan.device, lambda: self.method.backbone.passes, monitor.message
-        )
+        self._features = RunFeatures(material.store, material.backbone, plan.device, monitor.message)
 
     # ---- the life of a run ------------------------------------------------------------------------------------------
 
@@ -390,9 +389,13 @@ class _Run:
             stream.labels[rows],
             self._reader(rows),
             self.plan.device,
-            stored=lambda positions, readout: self._features.read(readout, places[positions]),
+            stored=lambda positions, readout: self._stored(readout, places[positions]),
             numbers=places,
         )
+
+    def _stored(self, readout: Readout, places: np.ndarray) -> Tensor | None:
+        """Return what the feature bank has of these clips, counted as passes of this run's network."""
+        return self._features.read(readout, places, self.method.backbone.passes)
 
     def _reader(self, rows: np.ndarray) -> Callable[[np.ndarray], Tensor]:
         store, front_end, places = self.material.store, self.material.backbone.front_end, self._places[rows]
@@ -404,7 +407,7 @@ class _Run:
         return LazyClips(
             lambda: mark(read(np.arange(len(rows))).to(self.plan.device), places),
             count=len(rows),
-            stored=lambda readout: self._features.read(readout, places),
+            stored=lambda readout: self._stored(readout, places),
         )
 
     def _test_rows(self, i: int) -> np.ndarray:

@@ -192,8 +192,7 @@ def test_new_files_in_the_place_of_open_ones_confuse_nobody(tiny_material: Mater
 
 
 def features_of(material: Material, told: list[str]) -> tuple[RunFeatures, PassCounter]:
-    passes = PassCounter()
-    return RunFeatures(material.store, material.backbone, CPU, lambda: passes, told.append), passes
+    return RunFeatures(material.store, material.backbone, CPU, told.append), PassCounter()
 
 
 def test_a_full_disk_ends_the_bank_and_not_the_run(
@@ -206,8 +205,8 @@ def test_a_full_disk_ends_the_bank_and_not_the_run(
     features, passes = features_of(tiny_material, told)
     opened(tiny_material, two_layers)  # its empty files are there already
     monkeypatch.setattr(os, "fsync", full)
-    assert features.read(two_layers, np.arange(4)) is None
-    assert features.read(two_layers, np.arange(4)) is None
+    assert features.read(two_layers, np.arange(4), passes) is None
+    assert features.read(two_layers, np.arange(4), passes) is None
     assert len(told) == 1
     assert told[0].startswith("no space left to write")
     assert told[0].endswith("This run goes on without kept features.")
@@ -224,8 +223,8 @@ def test_what_does_not_fit_is_not_begun(
     else:
         monkeypatch.setenv(bank.LIMIT, "0.00001")
     told: list[str] = []
-    features, _ = features_of(tiny_material, told)
-    assert features.read(two_layers, np.arange(4)) is None
+    features, passes = features_of(tiny_material, told)
+    assert features.read(two_layers, np.arange(4), passes) is None
     assert ("do not fit on the disk" if why == "disk" else "--clear") in told[0]
     assert bank.listing() == []
 
@@ -234,8 +233,8 @@ def test_the_bank_can_be_switched_off(
     tiny_material: Material, two_layers: Readout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(bank.SWITCH, "off")
-    features, _ = features_of(tiny_material, [])
-    assert features.read(two_layers, np.arange(4)) is None
+    features, passes = features_of(tiny_material, [])
+    assert features.read(two_layers, np.arange(4), passes) is None
     assert not bank.folder().exists()
 
 
@@ -260,18 +259,18 @@ def test_work_is_counted_once_and_by_who_did_it(tiny_material: Material) -> None
     what = Readout.of(tiny_material.backbone)
     depth = tiny_material.backbone.depth
     first, mine = features_of(tiny_material, [])
-    first.read(what, np.array([0, 1, 1]))
+    first.read(what, np.array([0, 1, 1]), mine)
     assert (mine.clips, mine.block_runs, mine.needed, mine.reused) == (2, CHUNK * depth, 2 * depth, 0)
-    first.read(what, np.array([1, 2]))
+    first.read(what, np.array([1, 2]), mine)
     assert (mine.clips, mine.block_runs, mine.needed, mine.reused) == (3, CHUNK * depth, 3 * depth, 0)
     other, his = features_of(tiny_material, [])
-    other.read(what, np.array([5, CLIPS - 1]))
+    other.read(what, np.array([5, CLIPS - 1]), his)
     tail = CLIPS - CHUNK
     assert (his.clips, his.block_runs, his.needed, his.reused) == (2, tail * depth, depth, depth)
     # A restart that is given what was counted counts on as if nothing had happened.
     again, now = features_of(tiny_material, [])
     again.load_state_dict(first.state_dict())
-    again.read(what, np.array([2, 3]))
+    again.read(what, np.array([2, 3]), now)
     assert (now.clips, now.block_runs, now.needed, now.reused) == (1, 0, depth, 0)
 
 

@@ -768,9 +768,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert told["rates"]["512"]["forward_gflops"] == 100.0
 
 
-def test_a_narrow_terminal_breaks_no_word(tmp_path: Path) -> None:
+def test_a_narrow_terminal_breaks_no_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a path that is longer than a line has to be broken
     words = ["-m", "ranpac@no-fsa", "-b", "esc50", "-b", "us8k", "--backbone", "eat-tiny", "--orders", "0-2"]
-    words = ["estimate", *words, "--set", "ranpac.width=64", "--rates", str(unit(tmp_path))]
+    words = ["estimate", *words, "--set", "ranpac.width=64", "--rates", unit(tmp_path).name]
     wide, narrow = (CliRunner().invoke(cli.app, words, env={"COLUMNS": size}).stdout for size in ("160", "80"))
     assert sorted(wide.replace("─", "").split()) == sorted(narrow.replace("─", "").split())
     assert "    ranpac.width=64" in narrow

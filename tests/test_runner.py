@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
@@ -9,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import learners
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +23,7 @@ import torch
 from probes import QUICK, Honest, Job, Log, open_material, plan_of, work
 from torch import Tensor, nn
 
-from audiocl_bench import backbones, files, runner
+from audiocl_bench import backbones, config, files, registry, runner
 from audiocl_bench.errors import ConfigError, DataAccessError, MethodError, ResultsError
 from audiocl_bench.method import Clips, Method, Session, State
 from audiocl_bench.results import SCORES, ResultsDir
@@ -151,6 +154,32 @@ def test_the_pretrained_backbone_is_never_changed(tiny_material: Material, resul
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert tiny_material.backbone.passes.clips == passes
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_finished_run_holds_no_memory(
+    name: str, tiny_material: Material, results: ResultsDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a cycle of references: Python collects those late, when the next run has its own network and statistics.
+    made: list[weakref.ref[Any]] = []
+    build = runner._Run.__init__
+
+    def watched(self: runner._Run, *arguments: Any) -> None:
+        build(self, *arguments)
+        made.extend(map(weakref.ref, (self, self.method, self.method.backbone, self._features)))
+
+    monkeypatch.setattr(runner._Run, "__init__", watched)
+    cls = registry.load(name)
+    settings = config.build(cls.Config, "tiny", learners.QUICK[name], owner=name)
+    torch.optim.SGD([torch.zeros(1)])  # the first optimiser of a process imports what leaves its callers' frames behind
+    gc.collect()
+    gc.disable()
+    try:
+        execute(Plan(cls, settings, 0, measure_drift=True), tiny_material, results)
+        assert len(made) == 4
+        assert [type(part()).__name__ for part in made if part() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_a_joint_method_sees_the_whole_stream_as_one_session(tiny_material: Material, results: ResultsDir) -> None:
