@@ -101,8 +101,8 @@ def run(
             The other runs are made and kept, and a bug in a method is the error's cause. Messages name the options of
             `audiocl run`; the arguments here have the same names.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # A process that decodes audio imports the user's script first; its parent would wait for it for ever.
+    if registry.importing() or getattr(multiprocessing.current_process(), "_inheriting", False):
+        # Another process needs a class of the user's script, and its parent would wait for ever if it made runs too.
         raise AudioclError("runs cannot be made on import: put the call under `if __name__ == '__main__':`.")
     if existing not in ("reuse", "replace", "fail"):
         raise ConfigError(f"existing is {existing!r}, but it must be 'reuse', 'replace' or 'fail'.")

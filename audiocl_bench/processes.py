@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from multiprocessing import resource_tracker
-from threading import Thread
+from threading import Lock, Thread
+from types import ModuleType
 from typing import TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+_SCRIPT = "__main__"
+_hiding = Lock()
 
 
 def cores() -> int:
@@ -64,7 +70,7 @@ def _pool(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(start,))
     try:
-        with deaf_children():
+        with deaf_children(), without_script((work, start, *jobs[:1])):
             pending: dict[Future[Result], int] = {pool.submit(work, job): n for n, job in enumerate(jobs)}
         for done in as_completed(pending):
             yield pending[done], done.result()
@@ -86,6 +92,32 @@ def deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def without_script(sent: object = None) -> Iterator[None]:
+    """Let processes started meanwhile not import the user's script, unless what they are sent is defined in it.
+
+    "spawn" runs the script again in every process, although our work is in modules of its own; most scripts have no
+    `if __name__ == "__main__":`, so that each would start everything anew.
+    """
+    if _of_script(sent):
+        yield
+        return
+    with _hiding:
+        script = sys.modules[_SCRIPT]
+        sys.modules[_SCRIPT] = ModuleType(_SCRIPT)
+        try:
+            yield
+        finally:
+            sys.modules[_SCRIPT] = script
+
+
+def _of_script(sent: object) -> bool:
+    try:
+        return _SCRIPT.encode() in pickle.dumps(sent)
+    except Exception:  # what cannot be pickled fails later, with the reason
+        return True
 
 
 def end_with_parent() -> None:

@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 import sys
 import tomllib
+from contextvars import ContextVar
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiocl_bench.errors import ConfigError, unknown_name
+from audiocl_bench.errors import AudioclError, ConfigError, unknown_name
 from audiocl_bench.files import sha256_file
 from audiocl_bench.method_source import source_hash
 
@@ -21,6 +22,7 @@ GROUP = "audiocl.methods"
 _CLONE = Path(__file__).resolve().parent.parent
 _BY_PATH = "audiocl_user_"  # begins the module name of a file given by path
 _added: dict[str, type[Method]] = {}
+_importing: ContextVar[bool] = ContextVar("importing a method file", default=False)
 
 
 def add(name: str, cls: type[Method]) -> None:
@@ -31,6 +33,11 @@ def add(name: str, cls: type[Method]) -> None:
 def names() -> tuple[str, ...]:
     """Return the names of all methods that can be loaded, without importing any of them."""
     return tuple(sorted({*targets(), *_added}))
+
+
+def importing() -> bool:
+    """Tell whether the code that asks runs only because its file is imported for a method class in it."""
+    return _importing.get()
 
 
 def load(spec: str) -> type[Method]:
@@ -128,11 +135,15 @@ def _from_file(spec: str) -> type[Method]:
     targets()  # a clone's own methods become importable: the file may build on one of them
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
+    before = _importing.set(True)
     try:
         module_spec.loader.exec_module(module)
     except Exception as cause:
         del sys.modules[module_name]
-        raise ConfigError(f"method file {path} fails on import: {type(cause).__name__}: {cause}.") from cause
+        kind = "" if isinstance(cause, AudioclError) else f"{type(cause).__name__}: "
+        raise ConfigError(f"method file {path} fails on import: {kind}{str(cause).removesuffix('.')}.") from cause
+    finally:
+        _importing.reset(before)
     if not hasattr(module, attribute):
         classes = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise unknown_name(f"class in {path}", attribute, classes)

@@ -313,17 +313,45 @@ def test_an_import_in_another_process_makes_no_runs(monkeypatch: pytest.MonkeyPa
         audiocl.run("ncm", "esc50")
 
 
+UNGUARDED = """
+import audiocl_bench as audiocl
+from probes import Honest
+
+print("once")
+
+class Mine(Honest):
+    name = "mine"
+
+"""
+
+
+def script_of(folder: Path, code: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script that has no `if __name__ == "__main__":`."""
+    script = folder / "script.py"
+    script.write_text(UNGUARDED + code)
+    return python("", script, AUDIOCL_HOME=str(home), PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+
+
 @pytest.mark.slow
-def test_a_script_without_a_guard_ends(tmp_path: Path) -> None:
-    """Decoding in other processes imports the script again, in each of them."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import audiocl_bench as audiocl\n"
-        "runs = audiocl.run('ncm', 'us8k', data='mini', backbone='eat-tiny', workers=2)\n"
-        "print(len(runs), runs['mini'].all())\n"
-    )
-    done = python("", script, AUDIOCL_HOME=str(tmp_path / "home"), PYTHONPATH=str(ROOT))
-    assert done.stdout == "1 True\n", done.stderr
+def test_a_script_without_a_guard_is_run_once(tmp_path: Path) -> None:
+    """Rendering and decoding take other processes, runs with `jobs` too; none of them imports the script again."""
+    code = """
+runs = audiocl.run("ncm", "us8k", data="mini", backbone="eat-tiny", workers=2, seeds="0-1", jobs=2)
+print(len(runs), runs["mini"].all())
+"""
+    done = script_of(tmp_path, code, tmp_path / "home")
+    assert done.stdout == "once\n2 True\n", done.stderr
+    assert "Traceback" not in done.stderr
+    assert "died" not in done.stderr
+
+
+def test_a_method_of_a_script_without_a_guard_is_refused_elsewhere(
+    tiny_benchmark: Path, tiny_home: Path, tmp_path: Path
+) -> None:
+    given = f"{str(tiny_benchmark)!r}, backbone='eat-tiny', seeds='0-1', results={str(tmp_path / 'r')!r}, jobs=2"
+    done = script_of(tmp_path, f"audiocl.run(Mine, {given})\nprint('not reached')", tiny_home)
+    assert "not reached" not in done.stdout
+    assert "runs cannot be made on import: put the call under `if __name__ == '__main__':`." in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------- stored results

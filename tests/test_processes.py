@@ -75,6 +75,47 @@ def test_one_process_or_one_job_stays_here_and_keeps_the_order(jobs: list[int], 
     assert list(done) == [(job, (job * job, os.getpid())) for job in jobs]
 
 
+SCRIPT = """
+import os, sys
+from functools import partial
+from audiocl_bench.processes import in_processes
+
+print("in", os.getpid(), flush=True)
+
+def double(number):
+    return 2 * number
+
+if {guard}:
+    for work in ({works}):
+        for job, result in in_processes(work, range(4), 2, say=print):
+            print(job, result)
+    print(sys.modules["__main__"].__file__ == __file__)
+"""
+
+
+def run_script(folder: Path, guard: str, works: str) -> tuple[int, list[str]]:
+    """Run a script with these jobs; return how many processes ran its first lines, and what it got, sorted."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(guard=guard, works=works))
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    *lines, restored = done.stdout.splitlines()
+    assert restored == "True"
+    return len({line for line in lines if line.startswith("in ")}), sorted(line for line in lines if line[0].isdigit())
+
+
+def test_a_script_is_not_run_again_by_workers_that_need_nothing_of_it(tmp_path: Path) -> None:
+    assert run_script(tmp_path, "True", "abs, float") == (
+        1,
+        ["0 0", "0 0.0", "1 1", "1 1.0", "2 2", "2 2.0", "3 3", "3 3.0"],
+    )
+
+
+@pytest.mark.parametrize("work", ["double", "partial(double)"])
+def test_workers_find_what_a_script_defines(work: str, tmp_path: Path) -> None:
+    assert run_script(tmp_path, "__name__ == '__main__'", f"{work},") == (3, ["0 0", "1 2", "2 4", "3 6"])
+
+
 def test_no_jobs() -> None:
     assert list(in_processes(square, [], 4, say=pytest.fail)) == []
 

@@ -21,7 +21,7 @@ from audiocl_bench import files
 from audiocl_bench.errors import ResultsError
 from audiocl_bench.executors.events import Ended, Event, Lost, pack, unpack
 from audiocl_bench.executors.unit import Unit, Workshop
-from audiocl_bench.processes import deaf_children, end_with_parent
+from audiocl_bench.processes import deaf_children, end_with_parent, without_script
 
 _STOP, _LEAVE = "stop", "leave"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -146,7 +146,7 @@ class LocalEngine:
         if self._devices:
             os.environ[_GPUS] = self._devices[place % len(self._devices)]
         try:
-            with deaf_children():
+            with deaf_children(), without_script():
                 process.start()
         finally:
             if self._devices:
