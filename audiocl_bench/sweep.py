@@ -34,6 +34,7 @@ from audiocl_bench.executors.unit import Unit, explain_bug, label, limited, mate
 from audiocl_bench.leak import leak, readings
 from audiocl_bench.method import Method
 from audiocl_bench.mini.catalogue import PREFIX
+from audiocl_bench.readout import Readout, ReadoutConfig
 from audiocl_bench.report.tables import LeakRow
 from audiocl_bench.results import ResultsDir, Where, results_at
 from audiocl_bench.runner import Existing, Learned, Material, Monitor, Plan, Silent, execute, learn_all, run_id
@@ -181,10 +182,13 @@ def _check(sweep: Sweep, presentation: Presentation) -> _Request:
     planned = {benchmark: tuple(plans(benchmark)) for benchmark in chosen}
     if not sweep.audit:
         _check_results(results_at(sweep.results), sweep.elsewhere)
+    loaded = {frames: _load(sweep, settings["backbone"], frames) for frames in {b.frames for b in chosen}}
+    for network, plan in ((loaded[benchmark.frames], plan) for benchmark, made in planned.items() for plan in made):
+        if isinstance(plan.config, ReadoutConfig):
+            Readout.of(network, plan.config.layers, plan.config.pool)  # refused before data is fetched and decoded
     if sweep.get_data:
         _get_missing(sweep, chosen, presentation)
     opened = tuple(_open_all(sweep, chosen))
-    loaded = {frames: _load(sweep, settings["backbone"], frames) for frames in {b.frames for b in chosen}}
     return _Request(sweep, planned, opened, loaded, settings["backbone"], spelt)
 
 

@@ -309,6 +309,8 @@ def test_bad_lists_of_numbers(call: Call, option: str, value: str) -> None:
         (("--set", "backbone.pool=max"), ("pool",)),
         (("--set", "backbone.layer=x"), ("backbone.layer", "whole number")),
         (("--set", "backbone.layer=9"), ("layer", "9")),
+        (("--set", "layers=0,9"), ("'layers' is '0,9'", "eat-tiny has the layers 0 to")),
+        (("--set", "pool=max"), ("'pool' is 'max'",)),
         (("--config", "nowhere.toml"), ("nowhere.toml", "cannot be read")),
         (("--protocol", "gruped"), ("protocol of tiny", "own")),
         (("--orders", "7"), ("no order 7", "0 to 1")),
@@ -329,6 +331,16 @@ def test_wrong_requests_are_refused(
     outcome = call("run", "--quiet", *(text for pair in given.items() for text in pair))
     assert_refused(outcome, *told)
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_what_the_backbone_lacks_is_said_before_data_is_made(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIOCL_HOME", str(tmp_path / "home"))
+    given = ("run", "-m", "strata", "-b", "esc50", "--data", "mini", "--results", tmp_path / "r", "--quiet")
+    assert_refused(call(*given, "--backbone", "whisper-tiny-random", "--set", "pool=cls"), "no class token", "mean+std")
+    assert_refused(call(*given, "--backbone", "eat-miny"), "did you mean", "eat-mini")
+    assert not (tmp_path / "home").exists()
 
 
 def test_presets_are_run_by_name_beside_the_default(call: Call, tiny_benchmark: Path, tmp_path: Path) -> None:
