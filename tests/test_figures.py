@@ -870,6 +870,16 @@ def test_files_are_what_they_say(results: ResultsDir, tmp_path: Path) -> None:
         drawing.save(tmp_path / "file" / "x")
 
 
+def test_a_notebook_shows_what_a_file_has(results: ResultsDir, tmp_path: Path) -> None:
+    store(results, LEARNED, run_id="r")
+    drawing = drawn("curves", results)
+    shown, how = drawing._repr_mimebundle_(include=None, exclude=None)
+    png, _ = drawing.save(tmp_path / "x", ["png"])
+    assert shown == {"image/png": png.read_bytes(), "text/plain": drawing.alt}
+    pixels = matplotlib.image.imread(png).shape
+    assert how["image/png"] == {"width": round(pixels[1] / 2), "height": pytest.approx(pixels[0] / 2, abs=1)}
+
+
 @pytest.mark.parametrize("kind", ["curves", "matrix", "bars", "cost", "drift"])
 def test_the_same_runs_give_the_same_bytes(results: ResultsDir, tmp_path: Path, kind: str) -> None:
     for order, matrix in enumerate((LEARNED, FORGOTTEN)):

@@ -8,6 +8,7 @@ et al. 2009), and a contrast of 3:1 or more with white paper (WCAG 2.1, 1.4.11).
 from __future__ import annotations
 
 import functools
+import io
 import math
 import textwrap
 import warnings
@@ -123,6 +124,15 @@ class Drawing:
     figure: Figure
     data: pd.DataFrame
     alt: str
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+        """Show the figure in a notebook, at half the pixels it has, and what it shows where there are no pictures."""
+        picture = io.BytesIO()
+        with styled():
+            self.figure.savefig(picture, format="png", metadata=self._metadata("png"))
+        width, height = (round(float(inches) * _DPI / 2) for inches in self.figure.get_size_inches())
+        shown: dict[str, bytes | str] = {"image/png": picture.getvalue(), "text/plain": self.alt}
+        return shown, {"image/png": {"width": width, "height": height}}
 
     def save(self, out: Path, formats: Sequence[str] = FORMATS) -> tuple[Path, ...]:
         """Write the figure in every format, and the table it drew; equal drawings give equal bytes.
