@@ -39,8 +39,9 @@ from filelock import FileLock
 from audiocl_bench import audio, files, readout
 from audiocl_bench.backbones.base import Backbone, PassCounter
 from audiocl_bench.errors import AudioclError, ConfigError
+from audiocl_bench.memory import MappedPages
 from audiocl_bench.readout import Readout
-from audiocl_bench.store import Store
+from audiocl_bench.store import HELD, Store
 
 try:
     import fcntl
@@ -176,6 +177,7 @@ class FeatureBank:
             with maps[0], maps[1]:
                 self._values = np.memmap(maps[0], "<f4", "r", shape=(len(store), self._width))
                 self._numbers = np.memmap(maps[1], "<u8", "r", shape=(self._chunks,))
+            self._pages, self._looked_at = MappedPages([self._values]), 0
         except OSError as cause:
             raise BankError(files.explain_os_error(cause, self.path)) from cause
 
@@ -201,7 +203,20 @@ class FeatureBank:
                 self._fill(missing)
             except OSError as cause:
                 raise BankError(files.explain_os_error(cause, self.path)) from cause
-        return torch.from_numpy(np.array(self._values[rows], dtype=np.float32))
+        features = np.empty((len(rows), self._width), dtype=np.float32)
+        step = max(HELD // (4 * self._width), 1)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            self._look_at(len(part))
+            features[start : start + step] = self._values[part]
+        return torch.from_numpy(features)
+
+    def _look_at(self, rows: int) -> None:
+        """Count the rows that are about to be read; give back the pages of the earlier ones when they are many."""
+        if 4 * self._width * (self._looked_at + rows) > HELD:
+            self._pages.give_back()
+            self._looked_at = 0
+        self._looked_at += rows
 
     # ---- the files --------------------------------------------------------------------------------------------------
 
@@ -242,7 +257,9 @@ class FeatureBank:
     def _is_whole(self, chunk: int) -> bool:
         """Tell whether a chunk is complete and its bytes fit; they are looked at once by every process."""
         if not self._trusted[chunk] and self._numbers[chunk]:
-            sound = int(self._numbers[chunk]) == _number(self._values[_rows(chunk, len(self._store))].tobytes())
+            rows = _rows(chunk, len(self._store))
+            self._look_at(len(rows))
+            sound = int(self._numbers[chunk]) == _number(self._values[rows].tobytes())
             if not sound and chunk not in self._damaged:
                 self._damaged.add(chunk)
                 self._tell(f"features in {self.path} are damaged (chunk {chunk}): they are computed again.")

@@ -64,7 +64,7 @@ _MAX_WORKERS = 8  # a worker holds some 300 MB (torch), and decoding soon waits 
 _IN_PROCESS = 64  # starting processes takes seconds: below this many clips it does not pay
 _NAMED = 20  # bad files named in the error message; the text file holds all
 _HASHED_TOGETHER = 64
-HELD = 512 << 20  # bytes of shards looked at until their pages are given back: what a store adds to resident memory
+HELD = 512 << 20  # bytes looked at until their pages are given back: what a store, or a bank, adds to resident memory
 
 
 # ------------------------------------------------------------------------------------------------------------- records

@@ -458,6 +458,8 @@ def test_memory_of_a_run_is_the_sum_of_its_parts(tiny: Any) -> None:
     assert model.memory_of(plain, UNIT, body)[0] == host - 100e6
     crowd = dataclasses.replace(plain, clips=(10**7, 0))  # a store gives pages back from some size on
     assert model.memory_of(crowd, UNIT, body)[0] == host - 100e6 - 50 * body.mel_bytes / 2 + store.HELD
+    wide = dataclasses.replace(plain, banked={Readout((3,), ("mean",), 96): 10**7})  # and so does a bank
+    assert model.memory_of(wide, UNIT, body)[0] == host - 100e6 - 4 * 96 * 50 + store.HELD
     gpu = dataclasses.replace(UNIT, device="cuda", heap=1.0)
     assert model.memory_of(found, gpu, body) == (host - 30e6 + 10e6 - 70e6, 70e6 + body.weight_bytes)
 

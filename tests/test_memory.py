@@ -12,10 +12,26 @@ import pytest
 import soundfile
 import torch
 
-from audiocl_bench import memory, store
+from audiocl_bench import bank, memory, store
 from audiocl_bench.audio import FrontEnd
+from audiocl_bench.backbones.base import Backbone
+from audiocl_bench.readout import Readout
+from audiocl_bench.runner import Material
 
 SIZE = 32 << 20
+
+
+class Repeated(Readout):
+    """Features so wide that few clips fill many pages."""
+
+    @property
+    def width(self) -> int:
+        return 2000 * super().width
+
+    def __call__(self, backbone: Backbone, mel: torch.Tensor) -> torch.Tensor:
+        return super().__call__(backbone, mel).repeat(1, 2000)
+
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 
 
@@ -104,3 +120,26 @@ def test_a_store_read_through_holds_few_of_its_pages(tmp_path: Path, monkeypatch
     assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
     assert all_held - resident("RssFile") > total // 2
     assert sum(made._values[shard].nbytes for shard in made._looked_at) <= total // 5
+
+
+def test_a_bank_read_through_holds_few_of_its_pages(tiny_material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gives the same values as one that holds them all."""
+    backbone, clips = tiny_material.backbone, len(tiny_material.store)
+    plain = Readout.of(backbone)
+    what = Repeated(plain.layers, plain.statistics, plain.dim)
+    total = 4 * what.width * clips
+    assert total > 30_000_000
+
+    def read_through(held: int) -> tuple[torch.Tensor, int]:
+        monkeypatch.setattr(bank, "HELD", held)
+        opened = bank.FeatureBank(tiny_material.store, backbone, what, torch.device("cpu"))
+        before = resident("RssFile")
+        features = opened.read(np.arange(clips))
+        return features, resident("RssFile") - before
+
+    read_through(total)  # computes them
+    want, all_held = read_through(total)
+    got, few_held = read_through(total // 5)
+    assert torch.equal(got, want)
+    assert all_held > 0.9 * total
+    assert few_held < 0.4 * total

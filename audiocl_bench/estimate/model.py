@@ -504,15 +504,15 @@ def seconds_of(world: Rehearsal, rates: Rates, body: Anatomy) -> dict[str, float
 def memory_of(world: Rehearsal, rates: Rates, body: Anatomy) -> tuple[float, float]:
     """Return the most bytes that a rehearsed run takes: of its process, and of its device (on a CPU the same).
 
-    Files are mapped, so what a run has read of them counts as its memory: prepared clips, up to what the store holds on
-    to, and features of the bank.
+    Files are mapped, so what a run has read of them counts as its memory: prepared clips, and features of each bank, up
+    to what is held on to.
     """
     cuda = rates.device == "cuda"
     on_device = max(session.device_bytes for session in world.sessions)
     spread = max(session.peak_bytes + (rates.heap - 1.0) * session.graph_bytes for session in world.sessions)
     clips = sum(world.clips)
     mapped = min(clips * body.mel_bytes / 2, store.HELD)
-    mapped += sum(4.0 * readout.width * rows for readout, rows in world.banked.items())
+    mapped += sum(min(4.0 * readout.width * rows, store.HELD) for readout, rows in world.banked.items())
     base = 1e6 * (rates.base_mb + (rates.adapters_mb if world.adapters else 0.0))
     # Beside the run's own copy of the weights, which is counted, there are the loaded ones.
     host = base + body.weight_bytes + mapped + spread - (on_device if cuda else 0.0)
