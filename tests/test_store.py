@@ -537,7 +537,10 @@ import pandas as pd
 from audiocl_bench import audio, store
 from audiocl_bench.audio import FrontEnd
 
-# Outside the guard, so that worker processes are slowed down too.
+# Outside the guard, so that worker processes are slowed down too; they import this script because they need the class.
+class Mine(FrontEnd):
+    pass
+
 pause, load = float(sys.argv[2]), audio.load
 def slow(path):
     os.write(1, f"{path.stem}\\n".encode())  # one write, which other processes cannot split
@@ -549,7 +552,7 @@ store.SHARD_CLIPS = 4
 if __name__ == "__main__":
     paths = sorted(Path(sys.argv[1]).glob("*.wav"))
     clips = pd.DataFrame({"clip_id": [p.stem for p in paths], "path": [str(p) for p in paths]})
-    made = store.prepare(clips, FrontEnd("kaldi", 16, 30), name="toy", workers=int(sys.argv[3]))
+    made = store.prepare(clips, Mine("kaldi", 16, 30), name="toy", workers=int(sys.argv[3]))
     print("done", len(made), made.key, flush=True)
 """
 
@@ -640,13 +643,16 @@ def test_two_processes_at_once_make_one_store(corpus: pd.DataFrame, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_script_without_a_main_guard_still_ends_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("needed", [True, False], ids=["workers need the script", "workers do not need it"])
+def test_a_script_without_a_main_guard_still_ends_well(needed: bool, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 80)
-    run = start(tmp_path, pause=0.0, workers=2, text=SCRIPT.replace('if __name__ == "__main__":', "if True:"))
+    text = SCRIPT.replace('if __name__ == "__main__":', "if True:")
+    run = start(tmp_path, pause=0.0, workers=2, text=text if needed else text.replace('Mine("', 'FrontEnd("'))
     printed, told = run.communicate(timeout=120)
     assert run.returncode == 0, told
     assert "done 80" in printed
-    assert "going on in this process" in told
+    assert ("going on in this process" in told) == needed
+    assert ("Traceback" in told) == needed
 
 
 def test_progress_is_two_lines_where_no_terminal_is(corpus: pd.DataFrame, capfd: pytest.CaptureFixture[str]) -> None:
