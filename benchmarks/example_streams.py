@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("what", choices=("commands", "ablations", "table", "overview", "pairs"))
     parser.add_argument("--results", type=Path, default=Path("results/examples"))
     parser.add_argument("--backbone", default="../shared/weights/whisper-tiny.en-encoder")
-    parser.add_argument("--orders", default="0-2")
+    parser.add_argument("--orders", default="0-4")
     parser.add_argument("--first", default="strata", help="variant that pairs compares with all others")
     arguments = parser.parse_args()
     if arguments.what in ("table", "overview", "pairs"):
