@@ -22,6 +22,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from audiocl_bench import config, metrics, registry, request
+from audiocl_bench.errors import ConfigError
 from audiocl_bench.results import ResultsDir
 
 STREAMS = ("arabic_speakers", "arabic_keywords", "esc50_fold4")
@@ -224,9 +225,17 @@ def main() -> None:
     parser.add_argument("--orders", default="0-4")
     parser.add_argument("--first", default="strata", help="variant that pairs compares with all others")
     arguments = parser.parse_args()
+    try:
+        orders = request.numbers(arguments.orders, "--orders")
+    except ConfigError as cause:
+        parser.error(str(cause))
     if arguments.what in ("table", "overview", "pairs"):
         results = ResultsDir(arguments.results)
-        runs = labelled(results, arguments.backbone, request.numbers(arguments.orders, "--orders"))
+        runs = labelled(results, arguments.backbone, orders)
+        if runs.empty:
+            parser.error(
+                f"--results {arguments.results} has no run with {arguments.backbone} in orders {arguments.orders}"
+            )
         if arguments.what == "pairs":
             print(pairs(runs, results, arguments.first))
         else:
