@@ -32,6 +32,7 @@ class Recipe:
         clip: scale gradients down so that their joint norm is at most this; None leaves them.
         schedule: see `rate`.
         step_every: epochs between two decays of the schedule "step".
+        step_factor: what each of them multiplies the rate by.
     """
 
     epochs: int
@@ -42,6 +43,7 @@ class Recipe:
     schedule: Schedule = "cosine"
     clip: float | None = None
     step_every: int = 30
+    step_factor: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,14 @@ def rate(recipe: Recipe, epoch: int) -> float:
     """Return the factor of the learning rate in a zero-based epoch e of E.
 
     "constant": 1. "cosine": (1 + cos(pi e / E)) / 2. "coda": cos(99 pi e / (200 (E - 1))), 1 where E = 1 (CODA-Prompt's
-    official code divides by zero there; methods.md section 1.3). "step": 0.1 ^ floor(e / `step_every`).
+    official code divides by zero there; methods.md section 1.3). "step": `step_factor` ^
+    floor(e / `step_every`).
     """
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
     if recipe.schedule == "coda":
         return math.cos(99 * math.pi * epoch / (200 * max(recipe.epochs - 1, 1)))
-    return 0.1 ** (epoch // recipe.step_every) if recipe.schedule == "step" else 1.0
+    return recipe.step_factor ** (epoch // recipe.step_every) if recipe.schedule == "step" else 1.0
 
 
 def _descend(

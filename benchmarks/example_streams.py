@@ -38,6 +38,9 @@ VARIANTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("pace, no L_reg", "pace", ("regulariser=none",)),
     ("pace, no projection", "pace", ("projection=none",)),
     ("acil", "acil", ()),
+    ("fsa, frozen", "fsa", ("fsa=false",)),
+    ("fsa, FiLM", "fsa", ("trains=film", "lr=0.005")),
+    ("fsa", "fsa", ()),
     ("l2p", "l2p", ()),
     ("dualprompt", "dualprompt", ()),
     ("sprompt++", "sprompt++", ()),
@@ -65,6 +68,7 @@ ABLATIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ncm, all layers, mean+std", "ncm", ("layers=all", "pool=mean+std")),
     ("ranpac, frozen, all layers, mean+std", "ranpac", ("fsa=false", "layers=all", "pool=mean+std")),
     ("acil, all layers, mean+std", "acil", ("layers=all", "pool=mean+std")),
+    ("fsa, frozen, all layers, mean+std", "fsa", ("fsa=false", "layers=all", "pool=mean+std")),
 )
 """What each part of Strata is worth, and what other heads make of its readout (docs/strata.md)."""
 TUNED: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {

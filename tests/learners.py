@@ -59,6 +59,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "coda-prompt": {"components": 6, "length": 4, "epochs": 1, "batch_size": 6, "lr": 0.01},
     "lora-drs": {"rank": 2, "epochs": 1, "batch_size": 6, "lr": 0.01, "lr_head": 0.01, "energy": 0.9},
     "acil": {"width": 64},
+    "fsa": {"epochs": 1, "lr": 1e-4, "batch_size": 6},
     "layup": {},
     "strata": {},
     "hide-prompt": {

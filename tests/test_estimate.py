@@ -68,6 +68,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "strata": {},
     "layup": {},
     "acil": {"width": 64},
+    "fsa": {"epochs": 3, "batch_size": 4},
     "ranpac": {"epochs": 3, "width": 64, "batch_size": 4},
     "joint-closed": {"width": 64},
     "finetune": {"epochs": 3, "batch_size": 4},
