@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from audiocl_bench.errors import CheckpointError
@@ -696,6 +697,17 @@ def test_covariances_equal_their_definitions(cov: str) -> None:
     means = np.stack([H[labels == c].numpy().mean(0) for c in range(5)])
     w = np.linalg.solve(S, means.T)
     np.testing.assert_allclose(head.logits(H), H.numpy() @ w - 0.5 * np.sum(means.T * w, 0), rtol=1e-9, atol=1e-9)
+
+
+def test_lda_decides_as_scikit_learn_does() -> None:
+    """Classes of equal size have equal priors. scikit-learn divides the covariance by n, we by n - C."""
+    H, labels = gaussian()
+    head = LDAHead(12, shrink=0.0)
+    head.update(H, labels, 5)
+    textbook = LinearDiscriminantAnalysis(solver="lsqr").fit(H.numpy(), labels.numpy())
+    theirs = textbook.decision_function(H.numpy()) - np.log(textbook.priors_)
+    np.testing.assert_allclose(head.logits(H) * 120 / 115, theirs, rtol=1e-6, atol=1e-6)
+    assert np.array_equal(head.predict(H), textbook.predict(H.numpy()))
 
 
 def test_lda_with_identity_covariance_is_euclidean_ncm() -> None:

@@ -88,7 +88,7 @@ def test_earlier_layer_of_the_backbone_is_the_last_one_read() -> None:
     assert Readout.of(backbone).layers == (1,)
 
 
-@pytest.mark.parametrize("name", ["ncm", "ranpac", "acil", "pace"])
+@pytest.mark.parametrize("name", ["ncm", "ranpac", "acil", "fsa", "pace"])
 def test_a_later_setting_at_its_default_leaves_a_run_what_it_was(name: str) -> None:
     settings = registry.load(name).Config
     plain = config.build(settings, "esc50", {}, owner=name)

@@ -83,8 +83,10 @@ def test_layup_takes_all_layers_of_a_shallow_network_and_searches_as_ranpac() ->
 
 
 def test_other_closed_forms_read_several_layers_too() -> None:
-    for name in ("ncm", "ranpac", "acil", "pace"):
-        method = learn(build(name, layers="all", pool="mean+std", **({"width": 32} if name != "ncm" else {})), 0, 1)
+    for name in ("ncm", "ranpac", "acil", "fsa", "pace"):
+        method = learn(
+            build(name, layers="all", pool="mean+std", **({} if name in ("ncm", "fsa") else {"width": 32})), 0, 1
+        )
         mel = clips_of(ALL[:4], method.backbone, per_class=2, seed=5)[0]
         assert method.encode(Clips(mel)).shape[1] == (method.backbone.depth + 1) * 2 * method.backbone.dim
         assert _scores(method, mel).shape == (len(mel), 4)
