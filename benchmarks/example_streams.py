@@ -39,7 +39,6 @@ VARIANTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("pace, no projection", "pace", ("projection=none",)),
     ("acil", "acil", ()),
     ("fsa, frozen", "fsa", ("fsa=false",)),
-    ("fsa, FiLM", "fsa", ("trains=film", "lr=0.005")),
     ("fsa", "fsa", ()),
     ("l2p", "l2p", ()),
     ("dualprompt", "dualprompt", ()),

@@ -6,7 +6,7 @@
 
 Test clips of the example streams are in none of these files, so what is chosen here may be reported there.
 `--what pace` (the default) compares PACE's constants on whole streams, `--what adaptation` the rates of first-session
-adaptation (PACE, RanPAC), `--what rates` those of prompt methods and LoRA-DRS on the first `--sessions` sessions.
+adaptation (PACE, RanPAC, FSA), `--what rates` those of prompt methods and LoRA-DRS on the first `--sessions` sessions.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ ADAPTATION: dict[str, tuple[tuple[str, ...], ...]] = {
         ("lr_backbone=2.0", "lr_head=0.1"),
     ),
     "ranpac": ((), ("lr=0.03",), ("lr=0.1",)),
+    "fsa": ((), ("fsa=false",), ("lr=0.0001",), ("lr=1e-05",)),
 }
-"""For networks that the published rates leave as they are (eat-mini)."""
+"""For networks that the published rates leave as they are (eat-mini); FSA has no published rate for a transformer."""
 EFFECTLESS = {"esc50_fold4": ("projection_norm=none",)}  # one session adapts there
 
 

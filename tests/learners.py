@@ -8,10 +8,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
+
 from audiocl_bench import config, conformance, registry
 from audiocl_bench.backbones.base import Backbone
 from audiocl_bench.conformance import CPU, FRAMES, SESSIONS, bytes_of, clips_of, reader, through_a_file, weights
-from audiocl_bench.method import Context, Method, Session, StreamInfo
+from audiocl_bench.method import Clips, Context, Method, Session, StreamInfo
 
 __all__ = [
     "CPU",
@@ -22,6 +25,7 @@ __all__ = [
     "build",
     "bytes_of",
     "clips_of",
+    "everything_read",
     "learn",
     "module",
     "network",
@@ -131,6 +135,13 @@ def learn(method: Method, *indices: int, **options: int) -> Method:
         method.learn(part)
         part.close()
     return method
+
+
+def everything_read(method: Method) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the method, as it is now, reads of the whole tiny stream, float64 [n, D], with labels [n]."""
+    parts = [clips_of(classes, method.backbone) for classes in SESSIONS]
+    read = torch.cat([method.encode(Clips(mel)) for mel, _ in parts]).double().numpy()
+    return read, np.concatenate([labels for _, labels in parts])
 
 
 def steps(method: Method) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learners import NETWORKS, SESSIONS, build, bytes_of, clips_of, learn, module, network, opened, weights
+from learners import NETWORKS, build, bytes_of, clips_of, everything_read, learn, module, network, opened, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,13 +18,6 @@ from audiocl_bench.training import Recipe, linear_head, local_labels, rate
 
 both_networks = pytest.mark.parametrize("network_name", NETWORKS)
 ALL = tuple(range(6))
-
-
-def stream_features(method: Method) -> tuple[np.ndarray, np.ndarray]:
-    """What the method reads of the whole tiny stream under its present encoder, float64 [n, D], and labels [n]."""
-    parts = [clips_of(classes, method.backbone) for classes in SESSIONS]
-    z = torch.cat([method.encode(Clips(mel)) for mel, _ in parts]).double().numpy()
-    return z, np.concatenate([labels for _, labels in parts])
 
 
 def probe(method: Method) -> Tensor:
@@ -55,7 +48,7 @@ def test_sessions_add_up_to_the_analysis_of_all_clips(network_name: str, cov: st
     """With the encoder frozen, and with one that the first session adapted: the sums were all made after that."""
     for fsa in (False, True):
         method = learn(build("fsa", network(network_name), cov=cov, shrink=0.3, fsa=fsa, **readout), 0, 1, 2)
-        z, labels = stream_features(method)
+        z, labels = everything_read(method)
         mel = probe(method)
         tests = method.encode(Clips(mel)).double().numpy()
         want = analysis(z, labels, cov, 0.3, tests)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from learners import NETWORKS, SESSIONS, build, clips_of, learn, network
+from learners import NETWORKS, SESSIONS, build, clips_of, everything_read, learn, network
 
 from audiocl_bench.heads import LAMBDAS
 from audiocl_bench.method import Clips, Method
@@ -13,13 +13,6 @@ from audiocl_bench.readout import Readout
 
 both_networks = pytest.mark.parametrize("network_name", NETWORKS)
 ALL = tuple(range(6))
-
-
-def _everything(method: Method) -> tuple[np.ndarray, np.ndarray]:
-    """What the method reads of the whole tiny stream, float64 [n, p], and labels [n]."""
-    parts = [clips_of(classes, method.backbone) for classes in SESSIONS]
-    read = torch.cat([method.encode(Clips(mel)) for mel, _ in parts]).double().numpy()
-    return read, np.concatenate([labels for _, labels in parts])
 
 
 def _scores(method: Method, mel: torch.Tensor) -> np.ndarray:
@@ -31,7 +24,7 @@ def test_strata_is_ridge_on_standardised_statistics_of_every_layer(network_name:
     method = learn(build("strata", network(network_name), strength=0.1), 0, 1, 2)
     backbone = method.backbone
     assert method.readout.width == (backbone.depth + 1) * 2 * backbone.dim
-    F, labels = _everything(method)
+    F, labels = everything_read(method)
     Y, varies = np.eye(6)[labels], F.std(0) > 1e-9 * np.abs(F).max(0)
     mean, deviation = F.mean(0), np.where(varies, F.std(0), np.inf)
     X = (F - mean) / deviation
@@ -70,7 +63,7 @@ def test_layup_is_ridge_on_the_concatenated_last_layers() -> None:
     method = learn(build("layup", layers="last:2", ridge=3.0), 0, 1, 2)
     backbone = method.backbone
     assert method.readout == Readout((backbone.depth - 1, backbone.depth), (backbone.pool,), backbone.dim)
-    F, labels = _everything(method)
+    F, labels = everything_read(method)
     W = np.linalg.solve(F.T @ F + 3.0 * np.eye(F.shape[1]), F.T @ np.eye(6)[labels])
     mel = clips_of(ALL, backbone, per_class=4, seed=99)[0]
     np.testing.assert_allclose(_scores(method, mel), method.encode(Clips(mel)).double().numpy() @ W, atol=1e-5)
