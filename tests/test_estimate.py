@@ -378,6 +378,27 @@ def test_large_results_are_not_computed() -> None:
     assert float(small[0, 0]) == 3
 
 
+def test_a_factorisation_of_made_up_values_does_not_fail() -> None:
+    """A sum of squares too large to carry out, less means that are small: no covariance, though it always is one."""
+    H = torch.randn(200, 384, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(384, 2, dtype=torch.float64)
+    with Hollow(Meter(PassCounter(), math.inf)):
+        S = H.T @ H - torch.outer(H.sum(0), H.sum(0)) / 200
+        S.diagonal().add_(1.0)
+        L, failed = torch.linalg.cholesky_ex(S)
+        solved = torch.linalg.solve(torch.zeros_like(S), ones)
+        inverse = torch.linalg.inv(torch.zeros(2, 384, 384, dtype=torch.float64))
+    eye = torch.eye(384, dtype=torch.float64)
+    assert not bool(failed)
+    assert torch.equal(L, eye)
+    assert torch.equal(inverse, eye.expand(2, -1, -1))
+    assert bool((solved == 0).all())
+    with Hollow(Meter(PassCounter(), math.inf), real=True):  # measured, not counted: everything is what it is
+        assert bool(torch.linalg.cholesky_ex(-eye)[1])
+    with Hollow(Meter(PassCounter(), math.inf)):  # and what succeeds is carried out
+        assert torch.equal(torch.linalg.cholesky(4 * eye), 2 * eye)
+
+
 def test_heads_cost_the_same_whether_carried_out_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     sessions = [torch.randn(20, 120, generator=generator) for _ in range(8)]

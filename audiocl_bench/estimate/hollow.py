@@ -5,7 +5,8 @@ from the shapes. Small operations then run as ever. A large one only returns a t
 nobody computed (mostly memory that was never touched and reads as zero), so that a ridge solution of 10,000 features or
 the eigenvectors of every block take microseconds here, and the code around them goes its usual way.
 
-Made-up values must not lead that code astray. Factors and eigenvectors are therefore the identity, eigenvalues one;
+Made-up values must not lead that code astray. Factors and eigenvectors are therefore the identity, eigenvalues one; a
+small factorisation that is carried out and fails, as on a made-up sum of squares less real means, counts as done;
 comparisons are always carried out; and a division by a zero that was never computed gives a finite number. What a large
 operation sums up to a few numbers (norms, means) is one, or random above zero: the two worlds of `phantom`.
 """
@@ -42,6 +43,7 @@ _GATHERS = ("index", "index_select", "embedding", "gather")
 _REDUCES = ("sum", "amax", "amin", "mean", "max", "min", "argmax", "argmin", "linalg_vector_norm", "var")
 _PRODUCTS = ("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv")
 _PUZZLING = ("div", "reciprocal", "rsqrt", "sqrt", "log", "pow", "linalg_solve_triangular", "cholesky_solve")
+_FACTORS = ("linalg_cholesky_ex", "linalg_lu_factor_ex", "linalg_inv_ex", "_linalg_solve_ex")  # last result: failed?
 _ALGEBRA = (*_PRODUCTS, "linalg_", "_linalg_", "cholesky", "_cholesky", "triangular", "_scaled_dot_product")
 
 
@@ -113,6 +115,8 @@ class Hollow(TorchDispatchMode):
             result = self._weighed(func, known, inputs, args, kwargs)
         if known.puzzling and not self.real:
             _finite(result)
+        if known.name in _FACTORS and not self.real and bool(result[-1].any()):
+            _succeed(known.name, result)
         if known.raw and not self.real and _bytes(result) < _TOUCHED:
             result.zero_()  # what should fill it may not be carried out, and what lay there before is anything
         for item in result if isinstance(result, (list, tuple)) else (result,):
@@ -256,8 +260,8 @@ def _made_up(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     except (RuntimeError, NotImplementedError, TypeError):  # an operation that cannot say its shape without running
         return func(*args, **kwargs)
     result = tree_map(_empty, shapes)
-    if name == "linalg_cholesky_ex":
-        _identity(result[0])
+    if name in _FACTORS:
+        _succeed(name, result)
     elif name == "_linalg_eigh":
         result[0].fill_(1.0)
         _identity(result[1])
@@ -299,6 +303,19 @@ def _empty(value: Any) -> Any:
     if fresh.untyped_storage().nbytes() < _TOUCHED:
         fresh.zero_()
     return fresh
+
+
+def _succeed(name: str, result: tuple[Tensor, ...]) -> None:
+    """Make a factorisation's results those of an identity (of all matrices, where there are several)."""
+    *parts, failed = result
+    failed.zero_()
+    if name == "_linalg_solve_ex":  # the solution goes first
+        parts.pop(0).zero_()
+    for part in parts:
+        if part.is_floating_point():
+            _identity(part.zero_())
+        else:  # pivots: no row changes its place
+            part.copy_(torch.arange(1, part.shape[-1] + 1))
 
 
 def _identity(matrix: Tensor) -> None:
