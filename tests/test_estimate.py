@@ -253,6 +253,25 @@ def test_counts_do_not_need_the_shortened_loop(
     assert short.train["ops"] == pytest.approx(full.train["ops"], rel=0.05)
 
 
+def test_an_epoch_that_trains_all_weights_is_cut_short(
+    tiny_material: Material, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once steps cost the same, the others are counted like them: the optimiser of a large network takes minutes."""
+    taken, step = 0, torch.optim.Adam.step
+
+    def noted(self: torch.optim.Adam, *arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    settings = config.build(registry.load("fsa").Config, "tiny", {"epochs": 2, "batch_size": 1}, owner="fsa")
+    found = worlds(registry.load("fsa"), settings, tiny_material, tiny)
+    first = len(tiny_material.stream.rows(0, "train"))
+    assert taken == 2 * 2 * 3 < 2 * 2 * first  # two worlds, two epochs, three steps each
+    assert [world.train["train.calls"] for world in found] == [2 * 2 * first * tiny[0].depth] * 2
+
+
 def test_long_streams_are_sampled_at_both_ends() -> None:
     chosen = [t for t in range(315) if _sampled(t, 315)]
     assert chosen[:6] == [0, 1, 2, 3, 4, 5]
@@ -560,6 +579,12 @@ def test_blocks_write_down_what_they_stand_for(tiny: Any) -> None:
     assert meter.graph_peak >= 3 * 4 * (body.tokens + 5) * body.kept_bytes
     assert meter.peak >= 3 * 4 * (body.tokens + 5) * body.kept_bytes
     assert copy.deepcopy(made).nature is nature  # type: ignore[comparison-overlap]
+    # With all weights every block counts three times; what makes tokens twice, for no gradient leaves it.
+    forward, train = meter.counts["forward.flops"], meter.counts["train.flops"]
+    made.requires_grad_(True)
+    made.features(mel).sum().backward()
+    assert meter.counts["forward.flops"] == forward
+    assert meter.counts["train.flops"] - train == 4 * (2 * body.stem_flops + 3 * 3 * body.block_flops(body.tokens))
 
 
 # -------------------------------------------------------------------------------------------------------------- rates

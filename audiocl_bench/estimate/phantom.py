@@ -183,12 +183,7 @@ def _stem_flops(network: Backbone, mel: Tensor) -> float:
         elif isinstance(module, nn.Linear):
             total += 2.0 * output.numel() * module.in_features
 
-    handles = [
-        part.register_forward_hook(count)
-        for name, child in network.named_children()
-        if name != "blocks"
-        for part in child.modules()
-    ]
+    handles = [part.register_forward_hook(count) for part in _stem(network)]
     passes = network.passes.clips
     try:
         with torch.no_grad():
@@ -198,6 +193,18 @@ def _stem_flops(network: Backbone, mel: Tensor) -> float:
         for handle in handles:
             handle.remove()
     return total
+
+
+def _stem(network: Backbone) -> Iterator[nn.Module]:
+    """Yield all modules of a network outside its blocks."""
+    for name, child in network.named_children():
+        if name != "blocks":
+            yield from child.modules()
+
+
+def _stem_weights(network: Backbone) -> Iterator[Tensor]:
+    """Yield the weights that `_stem_flops` counts the work of."""
+    return (part.weight for part in _stem(network) if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)))
 
 
 def _pass_bytes(block: nn.Module, tokens: Tensor) -> float:
@@ -307,11 +314,16 @@ def _frames(network: Backbone) -> int:
 
 
 def _tokens(self: Any, x: Tensor) -> Tensor:
-    """Take log-mels for the made-up tokens of their classes."""
+    """Take log-mels for the made-up tokens of their classes.
+
+    Where what makes tokens trains, its backward pass is counted: weights only, for nothing trains before it.
+    """
     self._check_input(x)
     nature: Nature = self.nature
     clips = len(x)
-    nature.meter.add("forward.flops", clips * nature.anatomy.stem_flops)
+    trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in _stem_weights(self))
+    kind, factor = ("train", 2.0) if trains else ("forward", 1.0)
+    nature.meter.add(f"{kind}.flops", factor * clips * nature.anatomy.stem_flops)
     nature.meter.add("forward.clips", clips)
     labels = (x.amax((1, 2)) - 1).long().clamp(0, len(nature.centres) - 1)
     noise = torch.randn(clips, 1, self.dim, generator=nature.generator)
