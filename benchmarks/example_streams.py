@@ -40,6 +40,7 @@ VARIANTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("acil", "acil", ()),
     ("fsa, frozen", "fsa", ("fsa=false",)),
     ("fsa", "fsa", ()),
+    ("fsa, FiLM", "fsa", ("trains=film", "lr=0.005")),
     ("l2p", "l2p", ()),
     ("dualprompt", "dualprompt", ()),
     ("sprompt++", "sprompt++", ()),

@@ -55,7 +55,12 @@ ADAPTATION: dict[str, tuple[tuple[str, ...], ...]] = {
         ("lr_backbone=2.0", "lr_head=0.1"),
     ),
     "ranpac": ((), ("lr=0.03",), ("lr=0.1",)),
-    "fsa": ((), ("fsa=false",), ("lr=0.0001",), ("lr=1e-05",)),
+    "fsa": (
+        (),
+        ("fsa=false",),
+        ("lr=0.0001",),
+        *(("trains=film", f"lr={rate}") for rate in (0.005, 0.001, 0.0001)),
+    ),
 }
 """For networks that the published rates leave as they are (eat-mini); FSA has no published rate for a transformer."""
 EFFECTLESS = {"esc50_fold4": ("projection_norm=none",)}  # one session adapts there
