@@ -175,13 +175,10 @@ def _stem_flops(network: Backbone, mel: Tensor) -> float:
     """Count convolutions and linear layers on the way to the tokens."""
     total = 0.0
 
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+    def count(module: Any, inputs: Any, output: Any) -> None:
         nonlocal total
         del inputs
-        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-            total += 2.0 * output.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += 2.0 * output.numel() * module.in_features
+        total += 2.0 * output.numel() * module.weight[0].numel()
 
     handles = [part.register_forward_hook(count) for part in _stem(network)]
     passes = network.passes.clips
@@ -195,16 +192,11 @@ def _stem_flops(network: Backbone, mel: Tensor) -> float:
     return total
 
 
-def _stem(network: Backbone) -> Iterator[nn.Module]:
-    """Yield all modules of a network outside its blocks."""
+def _stem(network: Backbone) -> Iterator[nn.Conv1d | nn.Conv2d | nn.Linear]:
+    """Yield all convolutions and linear layers of a network outside its blocks."""
     for name, child in network.named_children():
         if name != "blocks":
-            yield from child.modules()
-
-
-def _stem_weights(network: Backbone) -> Iterator[Tensor]:
-    """Yield the weights that `_stem_flops` counts the work of."""
-    return (part.weight for part in _stem(network) if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)))
+            yield from (part for part in child.modules() if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)))
 
 
 def _pass_bytes(block: nn.Module, tokens: Tensor) -> float:
@@ -321,7 +313,7 @@ def _tokens(self: Any, x: Tensor) -> Tensor:
     self._check_input(x)
     nature: Nature = self.nature
     clips = len(x)
-    trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in _stem_weights(self))
+    trains = torch.is_grad_enabled() and any(part.weight.requires_grad for part in _stem(self))
     kind, factor = ("train", 2.0) if trains else ("forward", 1.0)
     nature.meter.add(f"{kind}.flops", factor * clips * nature.anatomy.stem_flops)
     nature.meter.add("forward.clips", clips)

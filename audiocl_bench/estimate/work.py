@@ -4,7 +4,7 @@ Amounts, all of one run or a part of it:
 
     passes, block_runs, needed                as a run reports them (`backbones.base.PassCounter`)
     forward.flops, forward.calls, .clips      encoder blocks and what makes tokens, without a gradient
-    train.flops, train.calls                  blocks with a gradient, backward pass included
+    train.flops, train.calls                  the same with a gradient, backward pass included
     bank.flops, bank.clips                    what the feature bank computes, once for all runs
     read.clips                                prepared clips that are decoded
     mm.float64, cholesky.float64, ...         floating-point operations of matrix algebra, by kind and type
